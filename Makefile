@@ -1,0 +1,33 @@
+# setup: an environment in .venv; test: lint, types, tests; demo: the product end to end.
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup test lint types pytest demo clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	touch $@
+
+test: lint types pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	MYPYPATH=.types $(BIN)/mypy -p dycoke_trt
+
+pytest: setup
+	$(BIN)/pytest
+
+demo: setup
+	@echo "make demo is not there yet: docs/status.md says which steps are" >&2; exit 1
+
+clean:
+	rm -rf $(VENV) build *.egg-info

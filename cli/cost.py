@@ -1,0 +1,191 @@
+"""`dycoke flops` and `dycoke floors`: what a video costs, and the least time that a GPU needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import AsJson, K, L, Model, P, dycoke_config
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..core.floors import Floors
+
+Frames = Annotated[int, typer.Option("--frames", help="Frames sampled from the video.")]
+
+
+def flops(
+    model: Model = "llava-ov-7b",
+    frames: Frames = 32,
+    k: K = 0.7,
+    p: P = 0.7,
+    steps: Annotated[int, typer.Option("--steps", help="Decode steps, R of Eq. 8.")] = 100,
+    budget_frames: Annotated[
+        int | None,
+        typer.Option(
+            "--budget-frames", help="Plan: frames that the cost of so many full ones allows."
+        ),
+    ] = None,
+    multiple: Annotated[
+        int, typer.Option("--multiple", help="The planned frame count is a multiple of this.")
+    ] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """FLOPs of a video without and with compression: the paper's Eq. 8, and the true count."""
+    from ..core import flops as count
+    from ..core.dims import preset
+    from ..core.errors import DyCokeError
+    from ..core.ttm import ttm_count
+
+    config = dycoke_config(k=k, p=p)
+    dims = preset(model)
+    if frames < 1 or steps < 1:
+        raise DyCokeError(
+            f"--frames {frames} --steps {steps} is not allowed; allowed: integers >= 1"
+        )
+    per_frame = dims.vision.tokens_per_frame
+    result: dict[str, Any] = {"model": model, "frames": frames, "k": config.k, "p": config.p}
+    result["steps"] = steps
+    result["retained_ratio"] = count.retained_ratio(config.k, config.p)
+    for name, rate_k, rate_p in (("full", 0.0, 0.0), ("dycoke", config.k, config.p)):
+        paper = count.paper_video_flops(dims.llm, frames, rate_k, rate_p, steps, per_frame)
+        visual = ttm_count(frames, per_frame, rate_k) + 1
+        result[name] = {
+            "visual_tokens": visual,
+            "paper_prefill_tflops": paper.prefill / 1e12,
+            "paper_decode_tflops": paper.decode / 1e12,
+            "paper_total_tflops": paper.total / 1e12,
+            "true_vision_tflops": count.true_vision_flops(dims, frames) / 1e12,
+            "true_prefill_tflops": count.true_prefill_flops(dims.llm, visual) / 1e12,
+            "kv_bytes": visual * dims.llm.kv_bytes_per_token(),
+        }
+    if budget_frames is not None:
+        planned = count.frames_for_budget(
+            dims.llm, budget_frames, config.k, config.p, steps, per_frame, multiple
+        )
+        result["planned_frames"] = planned
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+
+    table = _table(f"{model}, {frames} frames, K={config.k} P={config.p}", ["full", "DyCoke"])
+    rows = (
+        ("visual tokens in the prompt", "visual_tokens", "{:,.0f}", 1),
+        ("Eq. 8 prefill, TFLOPs", "paper_prefill_tflops", "{:.3f}", 1),
+        (f"Eq. 8 decode of {steps} tokens, TFLOPs", "paper_decode_tflops", "{:.3f}", 1),
+        ("Eq. 8 total, TFLOPs", "paper_total_tflops", "{:.3f}", 1),
+        ("true vision encoder, TFLOPs", "true_vision_tflops", "{:.1f}", 1),
+        ("true prefill, TFLOPs", "true_prefill_tflops", "{:.1f}", 1),
+        ("KV cache of the visual tokens, MB", "kv_bytes", "{:.1f}", 1e6),
+    )
+    for label, key, style, unit in rows:
+        table.add_row(label, *(style.format(result[s][key] / unit) for s in ("full", "dycoke")))
+    _print(table)
+    typer.echo(f"visual tokens attended to in decoding: {result['retained_ratio']:.2%}")
+    if budget_frames is not None:
+        typer.echo(f"the budget of {budget_frames} full frames allows {planned} frames")
+
+
+def floors(
+    model: Model = "llava-ov-7b",
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="GPU from the table; default h200.")
+    ] = None,
+    bandwidth: Annotated[
+        float | None, typer.Option("--bandwidth", help="Memory bandwidth in GB/s instead.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option("--flops", help="Dense bf16 TFLOP/s instead.")
+    ] = None,
+    frames: Frames = 32,
+    k: K = 0.7,
+    l: L = 3,
+    p: P = 0.7,
+    batch: Annotated[int, typer.Option("--batch", help="Sequences decoded together.")] = 1,
+    text: Annotated[int, typer.Option("--text", help="Text tokens in the prompt.")] = 64,
+    generated: Annotated[
+        int, typer.Option("--generated", help="Generated tokens in context, on average.")
+    ] = 64,
+    tokens_per_block: Annotated[int, typer.Option("--tokens-per-block")] = 64,
+    gpus: Annotated[int, typer.Option("--gpus", help="GPUs that share the model.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Least time per stage on a GPU: without compression, with TTM, with TTM and pruning."""
+    from ..core.dims import preset
+    from ..core.floors import Workload, compare_floors
+
+    dims = preset(model)
+    device = _device(gpu, bandwidth, tflops)
+    config = dycoke_config(k=k, l=l, p=p)
+    # The span starts behind the chat template's 14 tokens, unless there is less text.
+    workload = Workload(frames, batch, text, generated, min(14, text), tokens_per_block, gpus)
+    settings = compare_floors(dims, device, config, workload)
+    if as_json:
+        report = {
+            "model": model,
+            "gpu": asdict(device),
+            "config": config.to_dict(),
+            "workload": asdict(workload),
+            "settings": [_as_dict(setting) for setting in settings],
+        }
+        typer.echo(json.dumps(report, indent=2))
+        return
+
+    title = f"{model} on {device.name}, {frames} frames, batch {batch}: floors in ms"
+    table = _table(title, [setting.setting for setting in settings])
+    table.add_row("visual tokens", *(f"{s.visual_tokens:,}" for s in settings))
+    table.add_row("attended by layers >= L", *(f"{s.attended_tokens:,}" for s in settings))
+    table.add_row("KV per sequence, MB", *(f"{s.kv_bytes / 1e6:.0f}" for s in settings))
+    for stages in zip(*(s.stages for s in settings), strict=True):
+        cells = (f"{f.seconds * 1e3:.3f} [dim]{f.bound}[/]" for f in stages)
+        table.add_row(stages[0].stage, *cells)
+    table.add_row("time to first token", *(f"{s.time_to_first_token * 1e3:.1f}" for s in settings))
+    table.add_row("tokens/s", *(f"{batch / s.time_per_token:,.0f}" for s in settings))
+    _print(table)
+    budget = settings[1].time_per_token - settings[2].time_per_token
+    typer.echo(f"scoring and selection pay off below {budget * 1e6:.0f} us per step")
+    typer.echo(f"source: {device.source}")
+
+
+def _device(name: str | None, bandwidth: float | None, tflops: float | None) -> Any:
+    """A GPU of the table, or the two figures; raises DyCokeError for half of either."""
+    from ..core.errors import DyCokeError
+    from ..core.gpus import Gpu, gpu
+
+    if bandwidth is None and tflops is None:
+        return gpu(name or "h200")
+    if bandwidth is None or tflops is None or name is not None:
+        raise DyCokeError("give either --gpu, or both --bandwidth and --flops")
+    if not (0 < bandwidth < float("inf") and 0 < tflops < float("inf")):
+        raise DyCokeError(
+            f"--bandwidth {bandwidth} --flops {tflops} is not allowed; allowed: numbers > 0"
+        )
+    return Gpu("given", 0, 0.0, bandwidth * 1e9, tflops * 1e12, "--bandwidth and --flops")
+
+
+def _as_dict(setting: Floors) -> dict[str, Any]:
+    return {
+        **asdict(setting),
+        "time_to_first_token": setting.time_to_first_token,
+        "time_per_token": setting.time_per_token,
+    }
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)

@@ -1,0 +1,37 @@
+"""Entry point: collects the commands and turns user errors into one line."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from . import cost
+
+app = typer.Typer(
+    help="Deploy LLaVA-OneVision video LLMs with DyCoke token compression.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("flops")(cost.flops)
+app.command("floors")(cost.floors)
+
+
+@app.callback()
+def _root() -> None:
+    """Keeps `dycoke COMMAND` the only form, however many commands there are."""
+
+
+def run() -> None:
+    """Runs the command line; a user's mistake ends in one line and exit status 2."""
+    try:
+        app()
+    except ValueError as error:
+        # Imported here: core/ is light, but its package should not load for `dycoke --help`.
+        from ..core.errors import DyCokeError
+
+        if not isinstance(error, DyCokeError):
+            raise
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        sys.exit(2)

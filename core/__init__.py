@@ -1,0 +1,1 @@
+"""The method: DyCoke as pure functions on tensors. Imports torch and the standard library only."""

@@ -1,0 +1,9 @@
+"""The one exception for mistakes that the user can mend."""
+
+
+class DyCokeError(ValueError):
+    """A mistake in a value, a file or an option that the user gave.
+
+    The message is one line that says what is wrong, where, both values, and what to do. The command
+    line prints it and exits with status 2; every other exception is a bug and keeps its trace.
+    """

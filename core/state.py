@@ -1,0 +1,193 @@
+"""What dynamic pruning remembers between decode steps, indexed by physical KV block.
+
+One layout for this reference, the kernels, the native backend and the TensorRT plugin. A block
+belongs to one sequence at a time, so state that lies with the blocks needs no slot allocator and no
+end-of-request event: a new owner overwrites it while its prompt is written.
+
+Per block: the previous step's score of each token, a mark for each visual token, and whether the
+last selection kept the block. Per sequence, one record at the block that holds the last prompt
+token: prompt length, span of the visual tokens, and whether a decode step is still the first. The
+record is the guard: a sequence whose record does not match is UNKNOWN and passes through unpruned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .config import BlockReduce, GateMode
+from .reselection import (
+    RESELECT,
+    UNKNOWN,
+    attended,
+    compact_block_table,
+    gate,
+    prunable_blocks,
+    select_blocks,
+)
+
+# Columns of a sequence's record.
+PROMPT_LENGTH, SPAN_BEGIN, SPAN_END, FIRST_STEP = range(4)
+
+
+@dataclass
+class ReselectionState:
+    """State of a pool of `num_blocks` KV blocks of B tokens.
+
+    The tensors have one row more than the pool: row `num_blocks` takes the writes of lanes that
+    have nothing to write, so that no write depends on a count known only to the device.
+    """
+
+    scores: Tensor  # fp32 [num_blocks + 1, B], scores of the preceding decode step
+    visual: Tensor  # bool [num_blocks + 1, B], marks of visual prompt tokens
+    keep: Tensor  # bool [num_blocks + 1], blocks of the last selection
+    record: Tensor  # int32 [num_blocks + 1, 4]: PROMPT_LENGTH, SPAN_BEGIN, SPAN_END, FIRST_STEP
+
+    @classmethod
+    def allocate(
+        cls, num_blocks: int, tokens_per_block: int, device: torch.device | str = "cpu"
+    ) -> ReselectionState:
+        rows = num_blocks + 1
+        return cls(
+            scores=torch.zeros(rows, tokens_per_block, device=device),
+            visual=torch.zeros(rows, tokens_per_block, dtype=torch.bool, device=device),
+            keep=torch.ones(rows, dtype=torch.bool, device=device),
+            record=torch.zeros(rows, 4, dtype=torch.int32, device=device),
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        return self.keep.shape[0] - 1
+
+    @property
+    def tokens_per_block(self) -> int:
+        return self.scores.shape[1]
+
+
+class Reselection(NamedTuple):
+    """The outcome of one decode step for S sequences."""
+
+    decision: Tensor  # int32 [S]: FULL, REUSE, RESELECT, or UNKNOWN (passed through unpruned)
+    similarity: Tensor  # fp32 [S]
+    keep: Tensor  # bool [S, M], logical blocks that layers >= l attend to
+    table: Tensor  # int [S, M], compacted physical block table
+    lengths: Tensor  # int [S], compacted lengths
+
+
+def write_context(
+    state: ReselectionState, blocks: Tensor, past: Tensor, lengths: Tensor, visual: Tensor
+) -> None:
+    """Records one prompt chunk of each sequence, in place.
+
+    blocks: int [S, M], physical block of each logical one; entries behind the length are not read.
+    past: int [S], prompt tokens already written (0 in the first chunk); lengths: int [S], past plus
+    this chunk. visual: bool [S, M*B]; only positions past <= t < length are read.
+    Every token of the chunk sets or clears its mark, so marks of an earlier owner do not survive. A
+    chunk whose predecessor is not on record leaves its sequence UNKNOWN.
+    """
+    size = state.tokens_per_block
+    position = torch.arange(blocks.shape[1] * size, device=blocks.device)
+    chunk = (position >= past[:, None]) & (position < lengths[:, None])
+    seen = visual & chunk
+
+    row = blocks.long().repeat_interleave(size, dim=1).masked_fill(~chunk, state.num_blocks)
+    state.visual[row, (position % size).expand_as(row)] = seen
+
+    before = _last_block(blocks, past, size)  # holds the record of the preceding chunk
+    previous = state.record[before]
+    fresh = past == 0
+    known = fresh | (previous[:, PROMPT_LENGTH] == past)
+    had_span = ~fresh & (previous[:, SPAN_END] > previous[:, SPAN_BEGIN])
+    has_span = seen.any(1)
+    # argmax of a mask is its first True.
+    first = seen.int().argmax(1)
+    last = position.numel() - seen.flip(1).int().argmax(1)
+    begin = torch.where(had_span, previous[:, SPAN_BEGIN], torch.where(has_span, first, 0))
+    end = torch.where(has_span, last, torch.where(had_span, previous[:, SPAN_END], 0))
+    length = torch.where(known, lengths, 0)
+    state.record[_last_block(blocks, lengths, size)] = torch.stack(
+        [length, begin, end, torch.ones_like(length)], dim=1
+    ).int()
+
+
+def visual_positions(
+    state: ReselectionState, blocks: Tensor, lengths: Tensor, prompt_lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Which logical positions hold visual tokens: (visual bool [S, M*B], known bool [S]).
+
+    Where `known` is False (the record is of another prompt length, so of another owner or of a
+    prompt that was not seen whole) the row of `visual` is False.
+    """
+    size = state.tokens_per_block
+    position = torch.arange(blocks.shape[1] * size, device=blocks.device)
+    record = state.record[_last_block(blocks, prompt_lengths, size)]
+    known = (record[:, PROMPT_LENGTH] == prompt_lengths) & (prompt_lengths > 0)
+    inside = (
+        (position >= record[:, SPAN_BEGIN, None])
+        & (position < record[:, SPAN_END, None])
+        & (position < lengths[:, None])
+        & known[:, None]
+    )
+    return state.visual[_rows(state, blocks, lengths)].flatten(1) & inside, known
+
+
+def reselect(
+    state: ReselectionState,
+    blocks: Tensor,
+    lengths: Tensor,
+    prompt_lengths: Tensor,
+    scores: Tensor,
+    *,
+    keep_table: Tensor,
+    mode: GateMode = "reuse",
+    threshold: float = 0.9,
+    reduce: BlockReduce = "sum",
+) -> Reselection:
+    """One decode step at block granularity: gate, select, compact; updates `state` in place.
+
+    blocks: int [S, M]; lengths: int [S], including the fed token; prompt_lengths: int [S].
+    scores: fp32 [S, M*B] from `visual_scores` with the mask of `visual_positions`.
+    keep_table: `block_keep_table(p, >= M)`.
+    """
+    size = state.tokens_per_block
+    visual, known = visual_positions(state, blocks, lengths, prompt_lengths)
+    scores = scores.masked_fill(~visual, 0.0)
+    rows = _rows(state, blocks, lengths)
+    previous = state.scores[rows].flatten(1).masked_fill(~visual, 0.0)
+    key = _last_block(blocks, prompt_lengths, size)
+    first_step = state.record[key, FIRST_STEP] > 0
+
+    decision, similarity = gate(scores, previous, first_step, mode, threshold)
+    decision = decision.masked_fill(~known, UNKNOWN)
+    prunable = prunable_blocks(visual, lengths, size)
+    selected = select_blocks(scores, prunable, keep_table, reduce)
+    # Blocks that are not prunable were never selected, so their keep bits mean nothing.
+    last_selection = state.keep[rows] | ~prunable
+    keep = attended(decision, selected, last_selection)
+    table, shorter = compact_block_table(blocks, lengths, keep, size)
+
+    # Only visual tokens and prunable blocks are written: other blocks' state is not read.
+    write = rows.masked_fill(~known[:, None], state.num_blocks)
+    token_row = write.repeat_interleave(size, dim=1).masked_fill(~visual, state.num_blocks)
+    slot = torch.arange(size, device=blocks.device).repeat(blocks.shape[1]).expand_as(token_row)
+    state.scores[token_row, slot] = scores
+    new_selection = prunable & (decision == RESELECT)[:, None]
+    state.keep[write.masked_fill(~new_selection, state.num_blocks)] = selected
+    state.record[key.masked_fill(~known, state.num_blocks), FIRST_STEP] = 0
+    return Reselection(decision, similarity, keep, table, shorter)
+
+
+def _last_block(blocks: Tensor, length: Tensor, size: int) -> Tensor:
+    """Physical block of token length-1, int64 [S]; of token 0 where the length is 0."""
+    logical = ((length - 1).clamp(min=0) // size).long()
+    return blocks.gather(1, logical[:, None]).squeeze(1).long()
+
+
+def _rows(state: ReselectionState, blocks: Tensor, lengths: Tensor) -> Tensor:
+    """State rows of the logical blocks, int64 [S, M]; padding goes to the spare row."""
+    logical = torch.arange(blocks.shape[1], device=blocks.device)
+    used = logical * state.tokens_per_block < lengths[:, None]
+    return torch.where(used, blocks.long(), state.num_blocks)

@@ -1,0 +1,76 @@
+"""The shape of the project: arrows between folders point one way, and `--help` stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import dycoke_trt
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A folder may import itself and what stands on a line above it.
+LAYERS = [
+    ["core"],
+    ["kernels"],
+    ["bundle"],
+    ["export", "engines"],
+    ["runtime"],
+    ["verify", "triton_repo", "demo"],
+    ["eval", "bench"],
+    ["cli"],
+]
+RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folders}
+TORCH_ONLY = {"core": {"torch"}, "kernels": {"torch", "triton"}}
+SOURCES = [p for folder in RANK for p in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(level, module) of every import statement, nested ones too."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or ""))
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows_point_one_way(path: Path) -> None:
+    folder, depth = path.relative_to(ROOT).parts[0], len(path.relative_to(ROOT).parts)
+    for level, module in imports(path):
+        if level == depth:  # relative to the package root: another folder
+            target = module.split(".")[0]
+            assert target == folder or RANK[target] < RANK[folder], f"{folder} imports {target}"
+        elif level == 0 and folder in TORCH_ONLY:
+            name = module.split(".")[0]
+            assert name in sys.stdlib_module_names | TORCH_ONLY[folder], f"{folder}: {name}"
+
+
+def test_every_folder_is_in_the_layers() -> None:
+    packages = {p.parent.name for p in ROOT.glob("*/__init__.py")}
+    assert packages <= set(RANK)
+
+
+def test_the_installed_package_is_this_checkout() -> None:
+    assert Path(dycoke_trt.__file__).parent == ROOT
+
+
+def test_no_second_copy_is_loaded() -> None:
+    copies = [name for name in sys.modules if name.endswith("core.ttm")]
+    assert set(copies) <= {"dycoke_trt.core.ttm"}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; sys.argv = ['dycoke', '--help']\n"
+        "from dycoke_trt.cli.main import run\n"
+        "try: run()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'tensorrt', 'onnxruntime', 'transformers', 'numpy', 'av'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "floors" in done.stdout
