@@ -32,7 +32,7 @@ def tokens_kept(visual_tokens: int, p: float) -> int:
 def blocks_kept(prunable_blocks: int, p: float) -> int:
     """Blocks kept of n prunable ones: n - int(p*n + 1e-9).
 
-    The 1e-9 undoes binary rounding (0.7*10 is 6.999...), so p = 0.7 drops 7 blocks of 10.
+    The 1e-9 undoes binary rounding: 0.29 * 100 is 28.999..., and p = 0.29 drops 29 of 100 blocks.
     """
     return prunable_blocks - int(p * prunable_blocks + 1e-9)
 
@@ -155,12 +155,11 @@ def compact_block_table(
     """
     block = torch.arange(keep.shape[1], device=keep.device)
     used = block < ((lengths[:, None] + tokens_per_block - 1) // tokens_per_block)
-    dropped = used & ~keep
-    group = torch.where(used, dropped.int(), 2)  # 0 kept, 1 dropped, 2 padding
-    order = group.sort(dim=1, stable=True).indices
+    # Stable, so the kept blocks stay in order, and padding stays behind the dropped blocks.
+    order = (~(used & keep)).sort(dim=1, stable=True).indices
     if table.dim() == 3:
         order = order[:, None, :].expand_as(table)
-    shorter = lengths - tokens_per_block * dropped.sum(1, dtype=lengths.dtype)
+    shorter = lengths - tokens_per_block * (used & ~keep).sum(1, dtype=lengths.dtype)
     return table.gather(-1, order), shorter
 
 

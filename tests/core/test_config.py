@@ -80,7 +80,7 @@ def test_unknown_keys_are_refused() -> None:
 
 def test_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        DyCokeConfig().k = 0.1  # type: ignore[misc]
+        DyCokeConfig().k = 0.1
 
 
 def test_presets() -> None:

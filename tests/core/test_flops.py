@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dycoke_trt.core.dims import PRESETS, LlmDims, preset
@@ -23,7 +24,7 @@ def llm(name: str) -> LlmDims:
 @pytest.mark.parametrize(
     "row", GOLDEN["table"], ids=lambda r: f"{r['model']}-{r['frames']}-{r['K']}"
 )
-def test_eq_8(row: dict) -> None:
+def test_eq_8(row: dict[str, Any]) -> None:
     got = paper_video_flops(llm(row["model"]), row["frames"], row["K"] or 0.0, row["P"] or 0.0)
     assert got.prefill / 1e12 == pytest.approx(row["prefill_tflops"], rel=1e-9)
     assert got.decode / 1e12 == pytest.approx(row["decode_tflops"], rel=1e-9)

@@ -28,8 +28,8 @@ POISON_BLOCK = 10**8
 
 
 def test_counts() -> None:
-    for twentieth in range(20):
-        rate, p = Fraction(twentieth, 20), twentieth * 0.05
+    for hundredth in range(100):  # every step of 0.05 among them
+        rate, p = Fraction(hundredth, 100), hundredth / 100
         table = block_keep_table(p, 200)
         assert table.dtype == torch.int32
         for n in range(201):
@@ -91,9 +91,9 @@ def test_scores_are_the_head_mean_of_the_full_softmax(
 def test_gate_modes(mode: str, expected: list[int]) -> None:
     # first step; unchanged; changed; no visual token at all
     scores = torch.tensor([[1.0, 0], [0.5, 0.5], [1, 0], [0, 0]])
-    previous = torch.tensor([[torch.nan, 1], [0.5, 0.5], [0, 1], [0, 0]])
+    previous = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0, 1], [0, 0]])
     first = torch.tensor([True, False, False, False])
-    decision, cosine = gate(scores, previous, first, mode, 0.9)  # type: ignore[arg-type]
+    decision, cosine = gate(scores, previous, first, mode, 0.9)
     assert decision.tolist() == expected
     torch.testing.assert_close(cosine, torch.tensor([0.0, 1, 0, 0]))
 
@@ -154,7 +154,7 @@ def test_block_selection_equals_the_slow_form(
     position = torch.arange(blocks * size)
     visual = (position >= begin[:, None]) & (position < end[:, None])
     prunable = prunable_blocks(visual, lengths, size)
-    got = select_blocks(scores, prunable, block_keep_table(p, blocks), reduce)  # type: ignore[arg-type]
+    got = select_blocks(scores, prunable, block_keep_table(p, blocks), reduce)
     for s in range(3):
         tail = (int(lengths[s]) - 1) // size
         inside = [
@@ -261,6 +261,13 @@ def fixed_batch() -> Batch:
     blocks = torch.tensor([[7, 2, 0, 5, 8, POISON_BLOCK]])
     keep = torch.tensor([[True, False, False, True, True, True]])
     return layout, blocks, torch.tensor([18]), keep
+
+
+def test_order_of_a_compacted_table() -> None:
+    _, blocks, lengths, keep = fixed_batch()
+    table, shorter = compact_block_table(blocks, lengths, keep, 4)
+    assert table.tolist() == [[7, 5, 8, 2, 0, POISON_BLOCK]]  # kept, dropped, padding
+    assert shorter.tolist() == [10]
 
 
 @pytest.mark.parametrize("fault", ["none", "length+1", "length-1", "table+1", "tail", "order"])

@@ -132,7 +132,7 @@ def step(
 ) -> Reselection:  # fmt: skip
     return reselect(
         state, *tensors(sequences), scores, keep_table=block_keep_table(p, WIDTH), **options
-    )  # type: ignore[arg-type]
+    )
 
 
 @given(
@@ -311,7 +311,7 @@ def test_nothing_is_read_back_to_the_host(mode: str) -> None:
         torch.zeros(2, WIDTH * SIZE, 2, 8, device=meta), lengths, visual,
     )  # fmt: skip
     table = block_keep_table(0.7, WIDTH).to(meta)
-    outcome = reselect(state, blocks, lengths, lengths, scores, keep_table=table, mode=mode)  # type: ignore[arg-type]
+    outcome = reselect(state, blocks, lengths, lengths, scores, keep_table=table, mode=mode)
     assert outcome.table.shape == blocks.shape
     with pytest.raises(RuntimeError):
         outcome.lengths[0].item()

@@ -30,20 +30,21 @@ def cases(pattern: str) -> list[str]:
 def test_golden(name: str) -> None:
     data = np.load(GOLDEN / name, allow_pickle=False)
     features = torch.from_numpy(data["features"])
-    features = features.view(int(data["num_frames"]), int(data["num_tokens_per_frame"]), -1)
+    frames, tokens = int(data["num_frames"]), int(data["num_tokens_per_frame"])
+    features = features.view(frames, tokens, -1)
     k = float(data["K"])
     mode = "paper" if name.startswith("paper") else "reference"
-    assert tokens_kept_per_frame(features.shape[1], k) == data["num_keep"]
+    assert tokens_kept_per_frame(tokens, k) == data["num_keep"]
     if mode == "reference" and str(data["official_error"]):
         with pytest.raises(DyCokeError, match="at least 5"):
             ttm_select(features, k, "reference")
-        assert len(ttm_select(features, k, "paper")) == ttm_count(*features.shape[:2], k)
+        assert len(ttm_select(features, k, "paper")) == ttm_count(frames, tokens, k)
         return
     rows = ttm_select(features, k, mode)
     assert rows.dtype == torch.int64
     np.testing.assert_array_equal(rows.numpy(), data["row_index"])
     np.testing.assert_array_equal(ttm_merge(features, k, mode).numpy(), data["output"])
-    assert ttm_count(*features.shape[:2], k, mode) == len(data["row_index"])
+    assert ttm_count(frames, tokens, k, mode) == len(data["row_index"])
 
 
 def slow_select(features: torch.Tensor, k: float, mode: str) -> list[int]:
@@ -180,7 +181,7 @@ def test_wrong_arguments_are_errors() -> None:
         with pytest.raises(DyCokeError, match="0 <= k < 1"):
             ttm_select(features, k)
     with pytest.raises(DyCokeError, match="ttm='Paper'"):
-        ttm_select(features, 0.5, "Paper")  # type: ignore[arg-type]
+        ttm_select(features, 0.5, "Paper")
     with pytest.raises(DyCokeError, match="frames=0"):
         ttm_count(0, 196, 0.7)
 
