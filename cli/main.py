@@ -7,15 +7,20 @@ import sys
 import typer
 from rich.console import Console
 
-from . import cost
+from . import bundles, cost, evaluate
 
 app = typer.Typer(
     help="Deploy LLaVA-OneVision video LLMs with DyCoke token compression.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command("export")(bundles.export)
+app.command("verify")(bundles.verify)
+app.command("build")(bundles.build)
+app.command("ask")(bundles.ask)
 app.command("flops")(cost.flops)
 app.command("floors")(cost.floors)
+app.command("eval")(evaluate.evaluate)
 
 
 @app.callback()

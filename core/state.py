@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import BlockReduce, GateMode
+from .config import BlockReduce, GateMode, Granularity
 from .reselection import (
     RESELECT,
     UNKNOWN,
@@ -27,6 +27,7 @@ from .reselection import (
     gate,
     prunable_blocks,
     select_blocks,
+    select_tokens,
 )
 
 # Columns of a sequence's record.
@@ -43,18 +44,23 @@ class ReselectionState:
 
     scores: Tensor  # fp32 [num_blocks + 1, B], scores of the preceding decode step
     visual: Tensor  # bool [num_blocks + 1, B], marks of visual prompt tokens
-    keep: Tensor  # bool [num_blocks + 1], blocks of the last selection
+    keep: Tensor  # bool [num_blocks + 1] blocks, or [num_blocks + 1, B] tokens, last selected
     record: Tensor  # int32 [num_blocks + 1, 4]: PROMPT_LENGTH, SPAN_BEGIN, SPAN_END, FIRST_STEP
 
     @classmethod
     def allocate(
-        cls, num_blocks: int, tokens_per_block: int, device: torch.device | str = "cpu"
+        cls,
+        num_blocks: int,
+        tokens_per_block: int,
+        device: torch.device | str = "cpu",
+        granularity: Granularity = "block",
     ) -> ReselectionState:
         rows = num_blocks + 1
+        kept = (rows,) if granularity == "block" else (rows, tokens_per_block)
         return cls(
             scores=torch.zeros(rows, tokens_per_block, device=device),
             visual=torch.zeros(rows, tokens_per_block, dtype=torch.bool, device=device),
-            keep=torch.ones(rows, dtype=torch.bool, device=device),
+            keep=torch.ones(kept, dtype=torch.bool, device=device),
             record=torch.zeros(rows, 4, dtype=torch.int32, device=device),
         )
 
@@ -77,6 +83,14 @@ class Reselection(NamedTuple):
     lengths: Tensor  # int [S], compacted lengths
 
 
+class TokenReselection(NamedTuple):
+    """The outcome of one decode step at token granularity."""
+
+    decision: Tensor  # int32 [S]
+    similarity: Tensor  # fp32 [S]
+    keep: Tensor  # bool [S, M*B], what layers >= l attend to; True behind the length
+
+
 def write_context(
     state: ReselectionState, blocks: Tensor, past: Tensor, lengths: Tensor, visual: Tensor
 ) -> None:
@@ -93,8 +107,7 @@ def write_context(
     chunk = (position >= past[:, None]) & (position < lengths[:, None])
     seen = visual & chunk
 
-    row = blocks.long().repeat_interleave(size, dim=1).masked_fill(~chunk, state.num_blocks)
-    state.visual[row, (position % size).expand_as(row)] = seen
+    state.visual[_token_index(state, blocks.long(), chunk)] = seen
 
     before = _last_block(blocks, past, size)  # holds the record of the preceding chunk
     previous = state.record[before]
@@ -153,31 +166,83 @@ def reselect(
     keep_table: `block_keep_table(p, >= M)`.
     """
     size = state.tokens_per_block
+    step = _gate_step(state, blocks, lengths, prompt_lengths, scores, mode, threshold)
+    prunable = prunable_blocks(step.visual, lengths, size)
+    selected = select_blocks(step.scores, prunable, keep_table, reduce)
+    # Blocks that are not prunable were never selected, so their keep bits mean nothing.
+    last_selection = state.keep[step.rows] | ~prunable
+    keep = attended(step.decision, selected, last_selection)
+    table, shorter = compact_block_table(blocks, lengths, keep, size)
+
+    new = prunable & (step.decision == RESELECT)[:, None]
+    state.keep[step.rows.masked_fill(~new, state.num_blocks)] = selected
+    return Reselection(step.decision, step.similarity, keep, table, shorter)
+
+
+def reselect_tokens(
+    state: ReselectionState,
+    blocks: Tensor,
+    lengths: Tensor,
+    prompt_lengths: Tensor,
+    scores: Tensor,
+    *,
+    keep_table: Tensor,
+    mode: GateMode = "reuse",
+    threshold: float = 0.9,
+) -> TokenReselection:
+    """The same at token granularity, for a state allocated with it: no table changes.
+
+    keep_table: `token_keep_table(p, >= M*B)`.
+    """
+    step = _gate_step(state, blocks, lengths, prompt_lengths, scores, mode, threshold)
+    selected = select_tokens(step.scores, step.visual, keep_table)
+    last_selection = state.keep[step.rows].flatten(1)
+    keep = attended(step.decision, selected, last_selection) | ~step.visual
+
+    new = step.visual & (step.decision == RESELECT)[:, None]
+    state.keep[_token_index(state, step.rows, new)] = selected
+    return TokenReselection(step.decision, step.similarity, keep)
+
+
+class _GateStep(NamedTuple):
+    decision: Tensor
+    similarity: Tensor
+    scores: Tensor  # fp32 [S, M*B], 0 outside `visual`
+    visual: Tensor  # bool [S, M*B]
+    rows: Tensor  # int64 [S, M], state rows of the logical blocks
+
+
+def _gate_step(
+    state: ReselectionState,
+    blocks: Tensor,
+    lengths: Tensor,
+    prompt_lengths: Tensor,
+    scores: Tensor,
+    mode: GateMode,
+    threshold: float,
+) -> _GateStep:
+    """The gate, and what it leaves for the next step: this step's scores, no first step."""
     visual, known = visual_positions(state, blocks, lengths, prompt_lengths)
     scores = scores.masked_fill(~visual, 0.0)
     rows = _rows(state, blocks, lengths)
     previous = state.scores[rows].flatten(1).masked_fill(~visual, 0.0)
-    key = _last_block(blocks, prompt_lengths, size)
+    key = _last_block(blocks, prompt_lengths, state.tokens_per_block)
     first_step = state.record[key, FIRST_STEP] > 0
-
     decision, similarity = gate(scores, previous, first_step, mode, threshold)
-    decision = decision.masked_fill(~known, UNKNOWN)
-    prunable = prunable_blocks(visual, lengths, size)
-    selected = select_blocks(scores, prunable, keep_table, reduce)
-    # Blocks that are not prunable were never selected, so their keep bits mean nothing.
-    last_selection = state.keep[rows] | ~prunable
-    keep = attended(decision, selected, last_selection)
-    table, shorter = compact_block_table(blocks, lengths, keep, size)
 
-    # Only visual tokens and prunable blocks are written: other blocks' state is not read.
-    write = rows.masked_fill(~known[:, None], state.num_blocks)
-    token_row = write.repeat_interleave(size, dim=1).masked_fill(~visual, state.num_blocks)
-    slot = torch.arange(size, device=blocks.device).repeat(blocks.shape[1]).expand_as(token_row)
-    state.scores[token_row, slot] = scores
-    new_selection = prunable & (decision == RESELECT)[:, None]
-    state.keep[write.masked_fill(~new_selection, state.num_blocks)] = selected
+    state.scores[_token_index(state, rows, visual)] = scores
     state.record[key.masked_fill(~known, state.num_blocks), FIRST_STEP] = 0
-    return Reselection(decision, similarity, keep, table, shorter)
+    return _GateStep(decision.masked_fill(~known, UNKNOWN), similarity, scores, visual, rows)
+
+
+def _token_index(state: ReselectionState, rows: Tensor, write: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the tokens of `rows` [S, M] into a [.., B] tensor; where not `write`: the spare row.
+
+    Unknown sequences have no visual token, so nothing of theirs is ever written.
+    """
+    size = state.tokens_per_block
+    row = rows.repeat_interleave(size, dim=1).masked_fill(~write, state.num_blocks)
+    return row, torch.arange(row.shape[1], device=row.device).remainder(size).expand_as(row)
 
 
 def _last_block(blocks: Tensor, length: Tensor, size: int) -> Tensor:

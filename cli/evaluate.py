@@ -1,0 +1,163 @@
+"""`dycoke eval`: accuracy on the shapes suite, for full tokens and for any configuration."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import AsJson, dycoke_config, require
+
+if TYPE_CHECKING:
+    from ..core.config import DyCokeConfig
+
+
+def evaluate(
+    suite: Annotated[str, typer.Option("--suite", help="Only: shapes.")] = "shapes",
+    samples: Annotated[int, typer.Option("--samples", help="Held-out samples.")] = 1000,
+    seed: Annotated[
+        int, typer.Option("--seed", help="First held-out sample; others give other videos.")
+    ] = 0,
+    k: Annotated[float, typer.Option("--k", help="TTM pruning rate K, 0 <= K < 1.")] = 0.0,
+    l: Annotated[int, typer.Option("--l", help="Layers >= L prune.")] = 3,
+    p: Annotated[float, typer.Option("--p", help="KV pruning rate P, 0 <= P < 1.")] = 0.0,
+    ttm: Annotated[str, typer.Option("--ttm", help="paper, reference, random or off.")] = "paper",
+    gate: Annotated[str, typer.Option("--gate", help="reuse, full, always or once.")] = "reuse",
+    study: Annotated[
+        bool, typer.Option("--study", help="Every setting of the study instead of one.")
+    ] = False,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Model directory; default: the demo model.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", help="Processes.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Accuracy per task on held-out synthetic videos, by the oracle at token granularity.
+
+    Without --k and --p: full tokens. With either, full tokens are measured on the same samples too
+    and the difference is given with its paired interval.
+    """
+    require("transformers", extra="demo")
+    from ..core.errors import DyCokeError
+    from ..demo.shapes import HELD_OUT_SEEDS
+
+    if suite != "shapes":
+        raise DyCokeError(f"unknown suite {suite!r}; allowed: shapes")
+    most = len(HELD_OUT_SEEDS)
+    if samples < 1 or workers < 1 or seed < 0 or seed + samples > most:
+        raise DyCokeError(
+            f"--samples {samples} --seed {seed} --workers {workers} is not allowed; allowed: "
+            f"samples, workers >= 1, seed >= 0, seed + samples <= {most}"
+        )
+    config = dycoke_config(k=k, l=l, p=p, ttm=ttm, gate=gate, granularity="token")
+    report = _measure(_settings(config, study), samples, seed, model, workers, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _show(report)
+
+
+def _settings(config: DyCokeConfig, study: bool) -> dict[str, DyCokeConfig]:
+    from ..core.config import DyCokeConfig
+    from ..eval.study import study as all_settings
+
+    if study:
+        return all_settings()
+    off = DyCokeConfig.off()
+    settings = {"full tokens": off}
+    if config.p > 0 or (config.k > 0 and config.ttm != "off"):
+        named = f"K={config.k} L={config.l} P={config.p} ttm {config.ttm}, gate {config.gate}"
+        settings[named] = config
+    return settings
+
+
+def _measure(
+    settings: dict[str, DyCokeConfig],
+    samples: int,
+    seed: int,
+    model: Path | None,
+    workers: int,
+    *,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Runs the suite; the last setting's figures stand at the top level of the report."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..demo import MODEL_DIR
+    from ..eval.report import difference, summarise
+    from ..eval.shapes import run_suite
+
+    folder = model or MODEL_DIR
+    for config in settings.values():
+        config.check_layers(_layers(folder))
+    results = run_suite(folder, samples, seed, list(settings.values()), workers)
+    rows = list(
+        track(results, "samples", total=samples, console=Console(stderr=True), disable=quiet)
+    )
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    figures = {}
+    for (name, config), outcomes in zip(settings.items(), columns, strict=True):
+        figures[name] = summarise(config, outcomes)
+        if outcomes is not columns[0]:
+            figures[name]["difference"] = difference(outcomes, columns[0])
+    return {
+        "suite": "shapes",
+        "samples": samples,
+        "seed": seed,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers")},
+        },
+        **list(figures.values())[-1],
+        "settings": figures,
+    }
+
+
+def _layers(folder: Path) -> int:
+    from ..demo.model import read_config
+
+    return int(read_config(folder)["text_config"]["num_hidden_layers"])
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..eval.report import SHORT
+
+    settings = report["settings"]
+    tasks = list(report["tasks"])
+    title = f"shapes, {report['samples']} held-out samples from {report['seed']}: accuracy in %"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in (*tasks, "short, 95 %", "short - full", "visual", "pruned", "gate", "mass"):
+        table.add_column(column, justify="right")
+    for name, got in settings.items():
+        cells = [f"{100 * got['tasks'][task]['accuracy']:.1f}" for task in tasks]
+        cells.append(_interval(got[SHORT]))
+        cells.append(_interval(got["difference"].get(SHORT)) if "difference" in got else "")
+        steps, mass = got["steps"], got["attention_mass_kept"]
+        cells += [
+            f"{got['visual_tokens']}",
+            f"{100 * got['steps_pruned'] / steps:.0f} %" if steps else "",
+            f"{100 * got['gate_hits'] / steps:.0f} %" if steps else "",
+            "" if mass is None else f"{100 * mass:.0f} %",
+        ]
+        table.add_row(name, *cells)
+    Console().print(table)
+    typer.echo(
+        "visual: visual tokens in the prompt; pruned: decode steps that left some out; gate: steps "
+        "that resembled the last; mass: visual attention on the kept tokens in pruned steps"
+    )
+
+
+def _interval(estimate: dict[str, float] | None) -> str:
+    if estimate is None:
+        return ""
+    value, low, high = (100 * estimate[key] for key in ("accuracy", "low", "high"))
+    return f"{value:.1f} ({low:.1f}..{high:.1f})"

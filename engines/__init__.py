@@ -1,0 +1,1 @@
+"""From a bundle to engines for one target."""

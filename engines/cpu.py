@@ -1,0 +1,64 @@
+"""The target `cpu`: nothing is compiled, so a build loads the parts, tries them, and records it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from ..bundle.files import bundle_hash, open_bundle
+from ..bundle.record import EngineRecord, write_record
+from ..core.errors import DyCokeError
+
+ONNX_FILE = "vision_ttm.onnx"
+
+
+def build_cpu(bundle: Path, *, kv_tokens: int, tokens_per_block: int, max_batch: int) -> Path:
+    """Runs the vision graph once on blank frames and writes engines/cpu/record.json.
+
+    Raises DyCokeError for options out of range, a bundle that CPUs cannot run, or a graph whose
+    output is not what the manifest says.
+    """
+    manifest = open_bundle(bundle)
+    most = 128
+    if tokens_per_block < 1 or tokens_per_block > most or kv_tokens < tokens_per_block:
+        raise DyCokeError(
+            f"--tokens-per-block {tokens_per_block} --kv-tokens {kv_tokens} is not allowed; "
+            f"allowed: blocks of 1 to {most} tokens, a pool of at least one block"
+        )
+    if max_batch < 1:
+        raise DyCokeError(f"--max-batch {max_batch} is not allowed; allowed: an integer >= 1")
+    if manifest.llm.tp != 1:
+        raise DyCokeError(
+            f"{bundle} has TP={manifest.llm.tp}, a CPU runs one rank: export with --tp 1"
+        )
+    if manifest.vision.dtype == "bfloat16":
+        raise DyCokeError(
+            f"{bundle}: ONNX Runtime on a CPU cannot run a bfloat16 graph: export with "
+            "--dtype float32"
+        )
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        str(bundle / ONNX_FILE), providers=["CPUExecutionProvider"]
+    )
+    side = manifest.vision.image_size
+    blank = np.zeros((1, 4, 3, side, side), np.uint8)
+    (embeddings,) = session.run(["visual_embeds"], {"frames": blank})
+    expected = (1, manifest.visual_tokens(4), manifest.llm.hidden)
+    if embeddings.shape != expected:
+        raise DyCokeError(
+            f"{bundle / ONNX_FILE} gives {embeddings.shape} for 4 frames, the manifest says "
+            f"{expected}; export again"
+        )
+    record = EngineRecord(
+        target="cpu",
+        bundle_hash=bundle_hash(manifest),
+        backend="native",
+        tokens_per_block=tokens_per_block,
+        kv_tokens=kv_tokens,
+        max_batch=max_batch,
+        versions={name: version(name) for name in ("dycoke-trt", "onnxruntime", "torch")},
+    )
+    return write_record(bundle / "engines" / "cpu", record)

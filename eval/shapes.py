@@ -1,0 +1,147 @@
+"""The shapes suite: right answers on held-out synthetic videos, under any DyCokeConfig.
+
+The model is plain transformers; tower, projector and pooling run once per sample, then TTM and the
+oracle's generation run for every setting, so that all settings see the same decoded frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.config import DyCokeConfig
+from ..core.ttm import ttm_merge
+from ..demo.model import frame_features, load_model
+from ..demo.mp4 import round_trip
+from ..demo.preprocess import to_pixels
+from ..demo.shapes import HELD_OUT_SEEDS, Sample, make_sample, score
+from ..demo.tokenizer import load_tokenizer, prompt_prefix, prompt_suffix
+from .oracle import Generation, gate_hits, generate, steps_attending_everything
+
+MAX_NEW_TOKENS = 96
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One answer, and what its decode steps did.
+
+    score: 0..1; steps: decode steps after the first token; pruned: steps whose layers >= l did
+    not attend to every visual token; gate_hits: steps that resembled their predecessor; mass_kept:
+    sum over pruned steps of the share of visual attention on the kept tokens.
+    """
+
+    task: str
+    score: float
+    answer: str
+    visual_tokens: int
+    steps: int
+    pruned: int
+    gate_hits: int
+    full_steps: int
+    mass_kept: float
+
+
+class Answerer:
+    """The demo model under any configuration. Raises DyCokeError if its files cannot be read."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self.model = load_model(model_dir)
+        self.tokenizer = load_tokenizer(model_dir)
+        end = self.model.generation_config.eos_token_id
+        self.end_ids = frozenset(end if isinstance(end, list) else [end])
+
+    @torch.no_grad()
+    def features(self, sample: Sample) -> torch.Tensor:
+        """fp32 [F, N, D] of the sample's frames after an mp4 round trip."""
+        return frame_features(self.model, to_pixels(round_trip(sample.frames)))
+
+    def generate(
+        self, features: torch.Tensor, question: str, config: DyCokeConfig
+    ) -> tuple[Generation, int]:
+        """The oracle's generation and the number of visual tokens, image_newline included."""
+        merged = ttm_merge(features, config.k, config.ttm, seed=config.seed)
+        visual = torch.cat([merged, self.model.model.image_newline[None]])
+        before, after = (self._embed(t) for t in (prompt_prefix(), prompt_suffix(question)))
+        span = (len(before), len(before) + len(visual))
+        generation = generate(
+            self.model.model.language_model,
+            self.model.lm_head,
+            torch.cat([before, visual, after]).detach(),
+            span,
+            config,
+            max_new_tokens=MAX_NEW_TOKENS,
+            end_ids=self.end_ids,
+        )
+        return generation, len(visual)
+
+    def decode(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _embed(self, text: str) -> torch.Tensor:
+        ids = self.tokenizer(text, return_tensors="pt").input_ids[0]
+        return self.model.get_input_embeddings()(ids)  # type: ignore[no-any-return]
+
+
+def answer(answerer: Answerer, seed: int, configs: list[DyCokeConfig]) -> list[Outcome]:
+    """One held-out sample under every configuration."""
+    sample = make_sample(seed)
+    features = answerer.features(sample)
+    outcomes = []
+    for config in configs:
+        generation, visual = answerer.generate(features, sample.question, config)
+        text, steps = answerer.decode(generation.tokens), generation.steps
+        pruned = [step for step in steps if step.pruned]
+        outcomes.append(
+            Outcome(
+                task=sample.task,
+                score=score(sample.task, sample.answer, text),
+                answer=text,
+                visual_tokens=visual,
+                steps=len(generation.tokens) - 1,
+                pruned=len(pruned),
+                gate_hits=gate_hits(steps, config.gate_threshold),
+                full_steps=steps_attending_everything(steps),
+                mass_kept=sum(step.mass_kept for step in pruned),
+            )
+        )
+    return outcomes
+
+
+def run_suite(
+    model_dir: Path, samples: int, seed: int, configs: list[DyCokeConfig], workers: int = 1
+) -> Iterator[list[Outcome]]:
+    """Yields, per sample, its outcomes in the order of `configs`; samples are held-out ones.
+
+    seed: the first sample, counted from the start of the held-out seeds.
+    """
+    first = HELD_OUT_SEEDS.start + seed
+    seeds = range(first, first + samples)
+    if workers == 1:
+        answerer = Answerer(model_dir)
+        for one in seeds:
+            yield answer(answerer, one, configs)
+        return
+    # Spawned, because a forked torch may hang in its thread pool.
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_start_worker, initargs=(model_dir, configs)
+    ) as pool:
+        yield from pool.map(_work, seeds, chunksize=4)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(model_dir: Path, configs: list[DyCokeConfig]) -> None:
+    torch.set_num_threads(1)
+    _worker["job"] = (Answerer(model_dir), configs)
+
+
+def _work(seed: int) -> list[Outcome]:
+    answerer, configs = _worker["job"]
+    return answer(answerer, seed, configs)

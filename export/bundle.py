@@ -1,0 +1,99 @@
+"""`dycoke export`: a checkpoint directory becomes a bundle, or nothing is left behind."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+from ..bundle.files import atomic_directory, atomic_write, describe_parts
+from ..bundle.manifest import FILE, Llm, Manifest, Source, Vision
+from ..core.config import DyCokeConfig
+from ..core.errors import DyCokeError
+from .checkpoint import open_checkpoint
+from .dtypes import DTypeName
+from .model import TOKENIZER_DIRECTORY, ExportedParts, export_parts
+from .template import render_template
+
+DTYPES: dict[str, DTypeName] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def export_bundle(
+    model_dir: Path,
+    target: Path,
+    config: DyCokeConfig,
+    *,
+    dtype: str = "bfloat16",
+    tp: int = 1,
+    max_frames: int = 64,
+    vision_tower: Path | None = None,
+    replace: bool = False,
+) -> Manifest:
+    """Writes the bundle `target` from a LLaVA-OneVision checkpoint; returns its manifest.
+
+    dtype: of vision graph and LLM weights. tp: ranks of the LLM. max_frames: the most frames a
+    request may have. vision_tower: SigLIP's own directory, where the checkpoint lacks the tower.
+    replace: an old bundle of that name may go. Raises DyCokeError, one line, for whatever is wrong.
+    """
+    if dtype not in DTYPES:
+        raise DyCokeError(f"dtype={dtype!r} is not allowed; allowed: {', '.join(DTYPES)}")
+    if max_frames < 4 or max_frames % 4:
+        raise DyCokeError(f"max_frames={max_frames} is not allowed; allowed: a multiple of 4")
+    checkpoint = open_checkpoint(model_dir, vision_tower=vision_tower)
+    if checkpoint.vision is None:
+        raise DyCokeError(f"{model_dir}: a bare Qwen2; a bundle needs LLaVA-OneVision")
+    config.check_layers(checkpoint.llm.dims.layers)
+    with atomic_directory(target, replace=replace) as work:
+        parts = export_parts(checkpoint, work, config, DTYPES[dtype], tp)
+        _fast_tokenizer(work / TOKENIZER_DIRECTORY)
+        manifest = _manifest(parts, work, dtype, max_frames)
+        atomic_write(work / FILE, manifest.model_dump_json(indent=2) + "\n")
+    return manifest
+
+
+def _manifest(parts: ExportedParts, work: Path, dtype: str, max_frames: int) -> Manifest:
+    llm, vision = parts.llm_dims, parts.vision
+    assert vision is not None
+    assert parts.image_size is not None
+    if not parts.eos_ids or parts.pad_id is None:
+        raise DyCokeError(
+            "the checkpoint names no eos_token_id; add it to its generation_config.json"
+        )
+    return Manifest.model_validate(
+        {
+            "exporter": f"dycoke-trt {version('dycoke-trt')}",
+            "source": Source(format=parts.source_kind, revision=parts.source_revision),
+            "dycoke": parts.config.to_dict(),
+            "vision": Vision(
+                image_size=parts.image_size,
+                tokens_per_frame=vision.tokens_per_frame,
+                dtype=dtype,
+                max_frames=max_frames,
+            ),
+            "llm": Llm(
+                layers=llm.layers,
+                hidden=llm.hidden,
+                heads=llm.heads,
+                kv_heads=llm.kv_heads,
+                head_dim=llm.head_dim,
+                vocab=llm.vocab,
+                max_positions=parts.max_positions,
+                dtype=dtype,
+                tp=parts.tp,
+            ),
+            "template": render_template(
+                parts.chat_template, work / TOKENIZER_DIRECTORY / "tokenizer.json"
+            ),
+            "visual_token_base": parts.visual_token_base,
+            "end_ids": list(parts.eos_ids),
+            "pad_id": parts.pad_id,
+            "parts": describe_parts(work),
+        }
+    )
+
+
+def _fast_tokenizer(directory: Path) -> None:
+    """Makes sure that tokenizer.json is there: older checkpoints have vocab.json and merges.txt."""
+    if not (directory / "tokenizer.json").is_file():
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(str(directory)).save_pretrained(str(directory))

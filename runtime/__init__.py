@@ -1,0 +1,1 @@
+"""Runs a bundle: video decoding, the vision session, LLM backends, generation."""

@@ -1,0 +1,71 @@
+"""Token ids to text as they arrive, up to a stop word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from ..core.errors import DyCokeError
+
+
+class TextStream:
+    """Turns tokens into text deltas that concatenate to the text of all tokens.
+
+    Byte-level BPE may split a character over tokens: incomplete UTF-8 waits for its rest. Text that
+    may be the beginning of a stop word waits too; from a stop word on nothing is delivered, and
+    `stopped` says so. Stop words are compared as text: the same word has many tokenisations.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop_words: Sequence[str] = ()) -> None:
+        if "" in stop_words:
+            raise DyCokeError("an empty stop word is not allowed")
+        self.stopped = False
+        self._tokenizer = tokenizer
+        self._stop_words = tuple(stop_words)
+        self._ids: list[int] = []  # since the last point where the text was complete
+        self._given = 0  # characters of their text that were passed on
+        self._held = ""  # text that may begin a stop word
+
+    def push(self, ids: list[int]) -> str:
+        """New text that nothing to come can change."""
+        self._ids += ids
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        if text.endswith("\ufffd"):
+            # Only the last one can be the beginning of a character that is still to come.
+            return self._before_stop_word(self._new(text[:-1]))
+        delta = self._new(text)
+        self._ids, self._given = [], 0
+        return self._before_stop_word(delta)
+
+    def flush(self) -> str:
+        """What is left at the end, an incomplete character replaced."""
+        delta = self._new(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        self._ids, self._given = [], 0
+        delta = self._before_stop_word(delta) + self._held
+        self._held = ""
+        return delta
+
+    def _new(self, text: str) -> str:
+        delta, self._given = text[self._given :], max(self._given, len(text))
+        return delta
+
+    def _before_stop_word(self, delta: str) -> str:
+        if self.stopped:
+            return ""
+        text, self._held = self._held + delta, ""
+        # The word that is complete first, so that the split into deltas makes no difference.
+        found = [(at + len(w), at) for w in self._stop_words if (at := text.find(w)) >= 0]
+        if found:
+            self.stopped = True
+            return text[: min(found)[1]]
+        hold = max((_overlap(text, word) for word in self._stop_words), default=0)
+        if hold:
+            text, self._held = text[:-hold], text[-hold:]
+        return text
+
+
+def _overlap(text: str, word: str) -> int:
+    """Length of the longest end of `text` that begins `word`."""
+    longest = min(len(text), len(word) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(word[:size])), 0)

@@ -1,0 +1,267 @@
+"""Continuous batching: a bounded queue, admission by KV blocks, chunked prefill, one decode batch.
+
+One thread calls `step`; any thread may `submit` and `cancel`. A request is admitted when the pool
+can hold its prompt and all tokens it may generate, and keeps these blocks to its end: pruned
+generations cannot be recomputed, so nothing is ever preempted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...core.config import DyCokeConfig
+from ...core.errors import DyCokeError
+from ...core.pool import encode_table
+from ...core.state import ReselectionState, write_context
+from .blocks import BlockPool, blocks_for
+from .model import Qwen2
+from .pruning import Pruner, PruningTables, StepTrace
+from .request import Event, Request, Sequence
+from .sampling import sample
+
+
+class QueueFullError(DyCokeError):
+    """The waiting line is full: try again later."""
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """max_batch: sequences that hold blocks at once; max_queue: requests that wait beside them;
+    prefill_chunk: prompt tokens per step, so that a long prompt delays running answers little."""
+
+    max_batch: int = 16
+    max_queue: int = 256
+    prefill_chunk: int = 2048
+
+
+class NativeEngine:
+    """Runs requests on one model. trace: called with (request id, StepTrace) per pruned step."""
+
+    def __init__(
+        self,
+        model: Qwen2,
+        config: DyCokeConfig,
+        limits: EngineLimits | None = None,
+        trace: Callable[[str, StepTrace], None] | None = None,
+    ) -> None:
+        config.check_layers(model.config.layers)
+        self.model = model
+        self.config = config
+        self.limits = limits or EngineLimits()
+        self.blocks = BlockPool(model.layout.num_blocks)
+        self._size = model.layout.tokens_per_block
+        self._trace = trace
+        self._state: ReselectionState | None = None
+        if config.p > 0:
+            self._state = ReselectionState.allocate(
+                model.layout.num_blocks, self._size, model.device, config.granularity
+            )
+            self._tables = PruningTables(config, model.layout.num_blocks, self._size)
+        self._lock = threading.Condition()
+        self._queue: deque[Request] = deque()
+        self._running: list[Sequence] = []
+        self._ids: set[str] = set()
+        self._cancelled: set[str] = set()
+
+    # ---- any thread -----------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Queues a request. Raises DyCokeError for one that can never run, QueueFullError for a
+        full queue; nothing of a refused request stays behind."""
+        self._check(request)
+        with self._lock:
+            if request.request_id in self._ids:
+                raise DyCokeError(f"request id {request.request_id!r} is in flight already")
+            if len(self._queue) >= self.limits.max_queue:
+                raise QueueFullError(
+                    f"{len(self._queue)} requests wait already (limit {self.limits.max_queue}); "
+                    "try again later"
+                )
+            self._ids.add(request.request_id)
+            self._queue.append(request)
+            self._lock.notify_all()
+
+    def cancel(self, request_id: str) -> bool:
+        """Ends a request at the next step; False if no such request is in flight."""
+        with self._lock:
+            if request_id not in self._ids:
+                return False
+            self._cancelled.add(request_id)
+            self._lock.notify_all()
+            return True
+
+    def in_flight(self) -> int:
+        with self._lock:
+            return len(self._ids)
+
+    def waiting(self) -> int:
+        with self._lock:
+            return len(self._queue)
+
+    def wait_for_work(self, timeout: float | None = None) -> bool:
+        """Blocks until a request is in flight, or the timeout in seconds has passed."""
+        with self._lock:
+            return self._lock.wait_for(lambda: bool(self._ids), timeout)
+
+    # ---- the stepping thread --------------------------------------------------------------------
+
+    def run_until_idle(self) -> None:
+        while self.step():
+            pass
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """One prefill chunk and one decode step; True while requests are in flight.
+
+        An exception of the model ends every running request with finish="failed" and is raised.
+        """
+        self._drop_cancelled()
+        self._admit()
+        try:
+            waiting = next((s for s in self._running if not s.decoding), None)
+            if waiting is not None:
+                self._prefill(waiting)
+            decoding = [s for s in self._running if s.decoding and s is not waiting]
+            if decoding:
+                self._decode(decoding)
+        except Exception:
+            for sequence in self._running:
+                if sequence.finish is None:
+                    sequence.finish = "failed"
+                    self._deliver(Event(sequence.request.request_id, [], "failed"), sequence)
+            self._running = []
+            raise
+        self._running = [s for s in self._running if s.finish is None]
+        return self.in_flight() > 0
+
+    def _check(self, request: Request) -> None:
+        vocab, prompt = self.model.config.vocab, request.prompt
+        if not prompt:
+            raise DyCokeError("the prompt is empty; allowed: at least one token")
+        if request.max_tokens < 1:
+            raise DyCokeError(
+                f"max_tokens={request.max_tokens} is not allowed; allowed: an integer >= 1"
+            )
+        rows = 0 if request.embeddings is None else len(request.embeddings)
+        if min(prompt) < 0 or max(prompt) >= vocab + rows:
+            raise DyCokeError(
+                f"the prompt holds token id {min(prompt) if min(prompt) < 0 else max(prompt)}; "
+                f"allowed: 0 <= id < {vocab}, and {rows} visual tokens from {vocab}"
+            )
+        if any(not stop for stop in request.stop):
+            raise DyCokeError("an empty stop sequence is not allowed")
+        tokens = len(prompt) + request.max_tokens
+        if tokens > self.model.config.max_positions:
+            raise DyCokeError(
+                f"prompt {len(prompt)} + max_tokens {request.max_tokens} = {tokens} tokens, the "
+                f"model has {self.model.config.max_positions} positions; "
+                "lower max_tokens or the number of frames"
+            )
+        need = blocks_for(tokens, self._size)
+        if need > self.blocks.num_blocks:
+            raise DyCokeError(
+                f"prompt {len(prompt)} + max_tokens {request.max_tokens} tokens need {need} KV "
+                f"blocks, the pool has {self.blocks.num_blocks}; lower max_tokens or the number "
+                "of frames, or give the pool more blocks"
+            )
+
+    def _drop_cancelled(self) -> None:
+        with self._lock:
+            cancelled, self._cancelled = self._cancelled, set()
+            dropped = [r for r in self._queue if r.request_id in cancelled]
+            self._queue = deque(r for r in self._queue if r.request_id not in cancelled)
+        for request in dropped:
+            self._deliver(Event(request.request_id, [], "cancelled"), request=request)
+        for sequence in self._running:
+            if sequence.request.request_id in cancelled:
+                sequence.finish = "cancelled"
+                self._deliver(Event(sequence.request.request_id, [], "cancelled"), sequence)
+        self._running = [s for s in self._running if s.finish is None]
+
+    def _admit(self) -> None:
+        """First come, first served: a request that must wait is not overtaken."""
+        while len(self._running) < self.limits.max_batch:
+            with self._lock:
+                if not self._queue:
+                    return
+                request = self._queue[0]
+                need = blocks_for(len(request.prompt) + request.max_tokens, self._size)
+                if need > self.blocks.free:
+                    return
+                self._queue.popleft()
+            self._running.append(
+                Sequence(request, self.blocks.allocate(need), request.sampling.generator())
+            )
+
+    def _prefill(self, sequence: Sequence) -> None:
+        """The next chunk of a prompt; after the last one, the first token."""
+        request, past = sequence.request, sequence.prefilled
+        upto = min(past + self.limits.prefill_chunk, len(request.prompt))
+        ids = torch.tensor(request.prompt[past:upto], device=self.model.device)
+        blocks = torch.tensor([sequence.blocks], device=self.model.device)
+        if self._state is not None:
+            visual = torch.zeros(1, blocks.shape[1] * self._size, dtype=torch.bool)
+            visual[0, past:upto] = ids >= self.model.config.vocab
+            write_context(self._state, blocks, torch.tensor([past]), torch.tensor([upto]), visual)
+        table = encode_table(blocks, self.model.config.layers)[0].long()
+        hidden = self.model.prefill(self.model.embed(ids, request.embeddings), table, past)
+        sequence.prefilled = upto
+        if upto == len(request.prompt):
+            self._take(sequence, self.model.logits(hidden)[0])
+
+    def _decode(self, sequences: list[Sequence]) -> None:
+        """Feeds the newest token of each sequence."""
+        device = self.model.device
+        width = max(blocks_for(s.length, self._size) for s in sequences)
+        padded = [s.blocks[:width] + [0] * (width - len(s.blocks)) for s in sequences]
+        blocks = torch.tensor(padded, device=device)
+        lengths = torch.tensor([s.length for s in sequences], device=device)
+        fed = torch.tensor([s.tokens[-1] for s in sequences], device=device)
+        pruner = None
+        if self._state is not None:
+            prompts = torch.tensor([len(s.request.prompt) for s in sequences], device=device)
+            pruner = Pruner(
+                self.config,
+                self._state,
+                self._tables,
+                blocks,
+                prompts,
+                self.model.config.layers,
+                self._tracer(sequences),
+            )
+        table = encode_table(blocks, self.model.config.layers).long()
+        hidden = self.model.decode(self.model.embed(fed), table, lengths, pruner)
+        for sequence, logits in zip(sequences, self.model.logits(hidden), strict=True):
+            self._take(sequence, logits)
+
+    def _tracer(self, sequences: list[Sequence]) -> Callable[[int, StepTrace], None] | None:
+        trace = self._trace
+        if trace is None:
+            return None
+        return lambda row, step: trace(sequences[row].request.request_id, step)
+
+    def _take(self, sequence: Sequence, logits: Tensor) -> None:
+        token = sample(logits, sequence.request.sampling, sequence.generator)
+        event = sequence.append(token)
+        if event is not None:
+            self._deliver(event, sequence)
+
+    def _deliver(
+        self, event: Event, sequence: Sequence | None = None, request: Request | None = None
+    ) -> None:
+        """Frees what a finished request holds before its last event says so."""
+        if event.finish is not None:
+            if sequence is not None:
+                self.blocks.release(sequence.blocks)
+            with self._lock:
+                self._ids.discard(event.request_id)
+                self._cancelled.discard(event.request_id)
+        owner = sequence.request if sequence is not None else request
+        assert owner is not None
+        owner.on_event(event)

@@ -1,0 +1,125 @@
+"""Dynamic pruning of one decode step of a batch, by the functions of core/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...core.config import DyCokeConfig
+from ...core.pool import encode_table
+from ...core.reselection import block_keep_table, token_keep_table, visual_scores
+from ...core.state import ReselectionState, reselect, reselect_tokens, visual_positions
+
+
+class Selection(NamedTuple):
+    """What layers >= l attend to: T' is a whole number of blocks."""
+
+    table: Tensor  # int64 [S, 2, M], compacted
+    mask: Tensor  # bool [S, T']
+    position: Tensor  # int64 [S], where the fed token is written through `table`
+
+
+class StepTrace(NamedTuple):
+    """What one decode step of one sequence did, for figures and debugging.
+
+    kept: int64, visual tokens attended to by layers >= l, counted from the first visual token.
+    """
+
+    decision: int
+    similarity: float
+    scores: Tensor  # fp32 [V]
+    kept: Tensor
+
+
+Trace = Callable[[int, StepTrace], None]  # called with the row in the batch
+
+
+class PruningTables:
+    """The counts that selection needs, computed once per pool."""
+
+    def __init__(self, config: DyCokeConfig, max_blocks: int, tokens_per_block: int) -> None:
+        if config.granularity == "block":
+            self.keep_table = block_keep_table(config.p, max_blocks)
+        else:
+            self.keep_table = token_keep_table(config.p, max_blocks * tokens_per_block)
+
+
+class Pruner:
+    """One decode step of S sequences.
+
+    blocks: int64 [S, M] physical blocks; prompt_lengths: int64 [S]; layers: of the pool.
+    """
+
+    def __init__(
+        self,
+        config: DyCokeConfig,
+        state: ReselectionState,
+        tables: PruningTables,
+        blocks: Tensor,
+        prompt_lengths: Tensor,
+        layers: int,
+        trace: Trace | None = None,
+    ) -> None:
+        self.scoring_layer = config.scoring_layer
+        self.first_pruned_layer = config.l
+        self._config = config
+        self._state = state
+        self._tables = tables
+        self._blocks = blocks
+        self._prompt_lengths = prompt_lengths
+        self._layers = layers
+        self._trace = trace
+
+    def select(self, query: Tensor, new_key: Tensor, keys: Tensor, lengths: Tensor) -> Selection:
+        """Scores this step and selects. query: [S, Hq, D]; new_key: [S, Hkv, D], the fed token's;
+        keys: [S, Hkv, T, D] of the scoring layer, all blocks in use; lengths: int64 [S]."""
+        config, state, size = self._config, self._state, self._state.tokens_per_block
+        blocks = self._blocks[:, : keys.shape[2] // size]
+        visual, _ = visual_positions(state, blocks, lengths, self._prompt_lengths)
+        scores = visual_scores(query, new_key, keys.transpose(1, 2), lengths, visual)
+        sequences = (state, blocks, lengths, self._prompt_lengths, scores)
+        position = torch.arange(scores.shape[1], device=scores.device)
+        if config.granularity == "block":
+            step = reselect(
+                *sequences,
+                keep_table=self._tables.keep_table,
+                mode=config.gate,
+                threshold=config.gate_threshold,
+                reduce=config.block_reduce,
+            )
+            self._report(step.decision, step.similarity, scores, visual, step.keep)
+            used = -(-int(step.lengths.max()) // size) * size
+            mask = position[:used] < step.lengths[:, None]
+            table = encode_table(step.table, self._layers).long()
+            return Selection(table, mask, step.lengths - 1)
+        tokens = reselect_tokens(
+            *sequences,
+            keep_table=self._tables.keep_table,
+            mode=config.gate,
+            threshold=config.gate_threshold,
+        )
+        self._report(tokens.decision, tokens.similarity, scores, visual, tokens.keep)
+        mask = tokens.keep & (position < lengths[:, None])
+        return Selection(encode_table(blocks, self._layers).long(), mask, lengths - 1)
+
+    def _report(
+        self, decision: Tensor, similarity: Tensor, scores: Tensor, visual: Tensor, keep: Tensor
+    ) -> None:
+        """Calls the trace for every row. keep: bool [S, M] blocks or [S, M*B] tokens."""
+        if self._trace is None:
+            return
+        kept = keep.repeat_interleave(scores.shape[1] // keep.shape[1], dim=1)
+        for row in range(len(scores)):
+            (span,) = visual[row].nonzero(as_tuple=True)
+            self._trace(
+                row,
+                StepTrace(
+                    decision=int(decision[row]),
+                    similarity=float(similarity[row]),
+                    scores=scores[row, span],
+                    kept=kept[row, span].nonzero()[:, 0],
+                ),
+            )

@@ -1,0 +1,66 @@
+"""From logits to a token: greedy, temperature, top-k, top-p, seeded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...core.errors import DyCokeError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a request picks tokens. top_k=1 is greedy and ignores the rest.
+
+    temperature: > 0. top_k: 0 means all tokens. top_p: 0 < top_p <= 1, applied after top_k.
+    seed: None draws a fresh one. Raises DyCokeError naming field, value and allowed range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 1
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        def refuse(name: str, allowed: str) -> DyCokeError:
+            return DyCokeError(f"{name}={getattr(self, name)!r} is not allowed; allowed: {allowed}")
+
+        if not 0 < self.temperature < float("inf"):
+            raise refuse("temperature", "a number > 0; for greedy use top_k=1")
+        if self.top_k < 0:
+            raise refuse("top_k", "an integer >= 0; 1 is greedy, 0 takes all tokens")
+        if not 0 < self.top_p <= 1:
+            raise refuse("top_p", "0 < top_p <= 1")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise refuse("seed", "0 <= seed < 2^64")
+
+    @property
+    def greedy(self) -> bool:
+        return self.top_k == 1
+
+    def generator(self) -> torch.Generator:
+        """The request's own random numbers: neighbours in a batch do not disturb them."""
+        generator = torch.Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            # torch takes seeds as signed 64-bit numbers.
+            generator.manual_seed(self.seed if self.seed < 2**63 else self.seed - 2**64)
+        return generator
+
+
+def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """One token id from fp32 logits [vocab]; ties of greedy go to the lowest id."""
+    if sampling.greedy:
+        return int(logits.argmax())
+    values, ids = (logits.float() / sampling.temperature).sort(descending=True, stable=True)
+    if 0 < sampling.top_k < len(values):
+        values = values[: sampling.top_k]
+    probabilities = values.softmax(-1)
+    # The smallest set whose mass reaches top_p: a token stays if the mass before it is below.
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+    chosen = torch.multinomial(probabilities.cpu(), 1, generator=generator)
+    return int(ids[int(chosen)])

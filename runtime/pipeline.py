@@ -1,0 +1,174 @@
+"""A bundle in one process: video and question in, answer out, through the native backend."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..bundle.files import open_bundle
+from ..bundle.record import read_record
+from ..core.config import DyCokeConfig
+from ..core.errors import DyCokeError
+from .detokenize import TextStream
+from .native.engine import EngineLimits, NativeEngine
+from .native.model import Qwen2
+from .native.pruning import StepTrace
+from .native.request import Event, Request
+from .native.sampling import Sampling
+from .native.weights import load_weights
+from .preprocess import resize
+from .prompt import PromptBuilder
+from .video import read_video
+from .vision import OnnxVision
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer with its measurements (seconds)."""
+
+    text: str
+    tokens: list[int]
+    finish: str
+    prompt_tokens: int
+    visual_tokens_before: int
+    visual_tokens: int
+    time_to_first_token: float
+    total_time: float
+    steps: list[StepTrace] = field(default_factory=list)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the tokens after the first; 0 where there is none."""
+        decoding = self.total_time - self.time_to_first_token
+        return (len(self.tokens) - 1) / decoding if len(self.tokens) > 1 else 0.0
+
+
+class Pipeline:
+    """Loads a bundle for the CPU.
+
+    kv_tokens: capacity of the KV pool; tokens_per_block: its block size. config: overrides the
+    bundle's settings of dynamic pruning (l, p, gate, granularity, ...); TTM is in the graph.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        *,
+        kv_tokens: int = 16_384,
+        tokens_per_block: int = 16,
+        config: DyCokeConfig | None = None,
+        limits: EngineLimits | None = None,
+    ) -> None:
+        self.manifest = open_bundle(bundle)
+        baked = self.manifest.config
+        self.config = config or baked
+        if (self.config.k, self.config.ttm) != (baked.k, baked.ttm):
+            raise DyCokeError(
+                f"k={self.config.k}, ttm={self.config.ttm!r} asked for, the bundle's graph has "
+                f"k={baked.k}, ttm={baked.ttm!r}; export again with the other values"
+            )
+        self.prompts = PromptBuilder(bundle, self.manifest)
+        self.vision = OnnxVision(bundle)
+        llm, weights = load_weights(bundle / "llm", dtype=torch.float32)
+        blocks = -(-kv_tokens // tokens_per_block)
+        self._steps: dict[str, list[StepTrace]] = {}
+        self.engine = NativeEngine(
+            Qwen2(llm, weights, blocks, tokens_per_block), self.config, limits, self._keep_trace
+        )
+
+    @classmethod
+    def from_record(cls, bundle: Path, target: str = "cpu") -> Pipeline:
+        """The pipeline that `dycoke build` recorded. Raises DyCokeError where nothing was built."""
+        record = read_record(bundle / "engines" / target, open_bundle(bundle), bundle)
+        return cls(
+            bundle,
+            kv_tokens=record.kv_tokens,
+            tokens_per_block=record.tokens_per_block,
+            limits=EngineLimits(max_batch=record.max_batch),
+        )
+
+    def read(self, video: Path, num_frames: int) -> Tensor:
+        """Samples a video file, after a wrong number of frames is refused: uint8 [F, H, W, 3]."""
+        self.manifest.visual_tokens(num_frames)
+        return read_video(video, num_frames)
+
+    def embed_video(self, frames: Tensor) -> Tensor:
+        """uint8 [F, H, W, 3] -> visual embeddings [V, hidden]."""
+        self.manifest.visual_tokens(len(frames))  # refuses a wrong number of frames
+        return self.vision(resize(frames, self.manifest.vision.image_size)[None])[0]
+
+    def ask(
+        self,
+        frames: Tensor | None,
+        question: str,
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        stop: list[str] | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Runs one request to its end. frames: uint8 [F, H, W, 3], or None for text alone."""
+        begun = time.perf_counter()
+        visual = 0 if frames is None else self.manifest.visual_tokens(len(frames))
+        prompt = self.prompts.build(question, visual)
+        embeddings = None if frames is None else self.embed_video(frames)
+        stream = TextStream(self.prompts.tokenizer, stop or [])
+        pieces: list[str] = []
+        tokens: list[int] = []
+        finish, first = "", [0.0]
+        request_id = uuid.uuid4().hex
+
+        def on_event(event: Event) -> None:
+            nonlocal finish
+            if event.tokens and not tokens:
+                first[0] = time.perf_counter() - begun
+            tokens.extend(event.tokens)
+            piece = stream.push(event.tokens)
+            if stream.stopped:
+                self.engine.cancel(request_id)
+            if event.finish is not None:
+                finish = "stop" if stream.stopped else event.finish
+                piece += stream.flush()
+            pieces.append(piece)
+            if piece and on_text is not None:
+                on_text(piece)
+
+        self._steps[request_id] = []
+        self.engine.submit(
+            Request(
+                request_id,
+                prompt,
+                max_tokens,
+                on_event,
+                embeddings,
+                sampling or Sampling(),
+                frozenset(self.manifest.end_ids),
+            )
+        )
+        try:
+            self.engine.run_until_idle()
+        except KeyboardInterrupt:
+            self.engine.cancel(request_id)
+            self.engine.step()
+        before = 0 if frames is None else len(frames) * self.manifest.vision.tokens_per_frame
+        return Answer(
+            text="".join(pieces),
+            tokens=tokens,
+            finish=finish,
+            prompt_tokens=len(prompt),
+            visual_tokens_before=before,
+            visual_tokens=visual,
+            time_to_first_token=first[0],
+            total_time=time.perf_counter() - begun,
+            steps=self._steps.pop(request_id),
+        )
+
+    def _keep_trace(self, request_id: str, step: StepTrace) -> None:
+        if request_id in self._steps:
+            self._steps[request_id].append(step)

@@ -1,0 +1,50 @@
+"""Prompts: the chat template around a question, with or without a video, as token ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from ..bundle.manifest import Manifest
+from ..core.errors import DyCokeError
+
+MAX_QUESTION_BYTES = 65_536
+
+
+class PromptBuilder:
+    """Token ids of prompts, and text of answers, for one bundle."""
+
+    def __init__(self, bundle: Path, manifest: Manifest) -> None:
+        path = bundle / "tokenizer" / "tokenizer.json"
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise DyCokeError(f"{path}: not readable ({error}); export again") from None
+        self._template = manifest.template
+        self._base = manifest.visual_token_base
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        self._special = sorted(token.content for token in added if token.special)
+
+    def build(self, question: str, visual_tokens: int = 0) -> list[int]:
+        """Ids of the whole prompt; visual tokens are base, base + 1, ... in one run.
+
+        Raises DyCokeError for an empty or oversized question, or one that spells a special token
+        (it would end the user's turn, or stand for another video).
+        """
+        if not question.strip():
+            raise DyCokeError("the question is empty")
+        size = len(question.encode("utf-8", "surrogatepass"))
+        if size > MAX_QUESTION_BYTES:
+            raise DyCokeError(f"the question has {size} bytes; allowed: up to {MAX_QUESTION_BYTES}")
+        for token in self._special:
+            if token in question:
+                raise DyCokeError(f"the question holds the special token {token!r}; remove it")
+        t = self._template
+        if not visual_tokens:
+            return self._encode(t.text_prefix + question + t.suffix)
+        visual = list(range(self._base, self._base + visual_tokens))
+        return self._encode(t.prefix) + visual + self._encode(t.middle + question + t.suffix)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)

@@ -1,0 +1,85 @@
+"""The oracle against the recorded runs of the authors' code and of the paper, token for token."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.core.reselection import RESELECT
+from dycoke_trt.eval.oracle import generate
+from safetensors.torch import load_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+TRACES = sorted(p.name for p in GOLDEN.glob("*decode_*_L*_P*.safetensors"))
+
+
+def load(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    config = json.loads((GOLDEN / f"decode_{name}_config.json").read_text())
+    model = Qwen2ForCausalLM(Qwen2Config(**config)).eval()
+    model.load_state_dict(load_file(GOLDEN / f"decode_{name}_model.safetensors"))
+    return model, load_file(GOLDEN / f"decode_{name}_inputs.safetensors")
+
+
+def run(name: str, config: DyCokeConfig, **options: Any) -> Any:
+    model, inputs = load(name)
+    begin = int(inputs["image_token_start_index"])
+    span = (begin, begin + int(inputs["image_token_length"]))
+    embeds = inputs["inputs_embeds"]
+    options = {"max_new_tokens": 25, "keep_logits": True, **options}
+    return generate(model.model, model.lm_head, embeds, span, config, **options)
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_golden_run(name: str) -> None:
+    semantics, rest = ("paper", name[6:]) if name.startswith("paper") else ("official", name)
+    model, l, p = rest[7], int(rest.split("_L")[1][0]), float(rest.split("_P")[1][:3])
+    trace = load_file(GOLDEN / name)
+    mode = "reuse" if semantics == "paper" else "full"
+    got = run(model, DyCokeConfig(l=l, p=p, gate=mode))
+
+    assert got.tokens[:-1] == trace["input_token"].tolist()
+    assert got.tokens[1:] == trace["next_token"].tolist()
+    torch.testing.assert_close(got.logits, trace["logits"], atol=1e-4, rtol=0)
+    for i, step in enumerate(got.steps):
+        torch.testing.assert_close(step.scores, trace["score"][i], atol=1e-5, rtol=0)
+        assert abs(step.similarity - trace["similarity"][i]) < 1e-5
+        assert (step.decision == RESELECT) == bool(trace["reselected"][i])
+        assert step.pruned == bool(trace["pruned"][i])
+        if step.pruned:
+            assert step.kept.tolist() == trace["kept"][i].tolist()
+            assert 0 < step.mass_kept < 1
+        else:
+            assert step.mass_kept == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["A", "B", "C"])
+@pytest.mark.parametrize("semantics", ["paper_", ""])
+def test_golden_run_without_pruning(name: str, semantics: str) -> None:
+    official = "" if semantics else "_official"
+    trace = load_file(GOLDEN / f"{semantics}decode_{name}{official}_full.safetensors")
+    got = run(name, DyCokeConfig.off())
+    assert got.tokens[1:] == trace["next_token"].tolist()
+    torch.testing.assert_close(got.logits, trace["logits"], atol=1e-4, rtol=0)
+    assert got.steps == []
+
+
+def test_generation_ends_with_an_end_token() -> None:
+    everything = run("A", DyCokeConfig.off()).tokens
+    end = everything[5]
+    got = run("A", DyCokeConfig.off(), end_ids=frozenset([end]))
+    assert got.tokens == everything[: everything.index(end) + 1]
+
+
+def test_layer_zero_is_scored_and_pruned_in_the_same_step() -> None:
+    got = run("A", DyCokeConfig(l=0, p=0.5, gate="always"))
+    assert all(step.pruned for step in got.steps)
+    assert got.tokens != run("A", DyCokeConfig.off()).tokens
+
+
+def test_an_l_that_prunes_nothing_is_refused() -> None:
+    with pytest.raises(DyCokeError, match="l=6"):
+        run("A", DyCokeConfig(l=6))

@@ -1,0 +1,122 @@
+"""Sampling, block ownership and paged attention of the native backend, each against a slow form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from dycoke_trt.core import attention as reference
+from dycoke_trt.core import pool as kv_pool
+from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.core.pool import PoolLayout, encode_table
+from dycoke_trt.runtime.native.attention import decode_attention, gather, prefill_attention, write
+from dycoke_trt.runtime.native.blocks import BlockPool, blocks_for
+from dycoke_trt.runtime.native.sampling import Sampling, sample
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@given(st.lists(st.integers(1, 5), max_size=8), st.randoms())
+def test_blocks_belong_to_one_owner(sizes: list[int], random) -> None:
+    pool = BlockPool(20)
+    owned: list[list[int]] = []
+    for size in sizes:
+        if size > pool.free:
+            with pytest.raises(ValueError, match="free"):
+                pool.allocate(size)
+            pool.release(owned.pop(random.randrange(len(owned))))
+            continue
+        owned.append(pool.allocate(size))
+    flat = [block for blocks in owned for block in blocks]
+    assert len(set(flat)) == len(flat)
+    assert pool.free == 20 - len(flat)
+    for blocks in owned:
+        pool.release(blocks)
+    assert sorted(pool.allocate(20)) == list(range(20))
+
+
+def test_freeing_twice_is_a_bug() -> None:
+    pool = BlockPool(3)
+    blocks = pool.allocate(2)
+    pool.release(blocks)
+    with pytest.raises(ValueError, match="free already"):
+        pool.release(blocks)
+    assert [blocks_for(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 0.0), ("temperature", -1.0), ("temperature", float("nan")),
+        ("temperature", float("inf")), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5),
+        ("top_p", float("nan")), ("seed", -1), ("seed", 2**64),
+    ],
+)  # fmt: skip
+def test_sampling_refuses(field: str, value: float) -> None:
+    with pytest.raises(DyCokeError, match=f"{field}="):
+        Sampling(**{field: value})
+
+
+def test_sampling_frequencies() -> None:
+    logits = torch.tensor([1.0, 3.0, 2.0, 0.0, -1.0])
+    generator = Sampling(seed=2**64 - 1).generator()
+
+    def draw(**options: float) -> set[int]:
+        sampling = Sampling(**{"top_k": 0, **options})
+        return {sample(logits, sampling, generator) for _ in range(400)}
+
+    assert sample(logits, Sampling(), generator) == 1
+    assert draw(temperature=5.0) == {0, 1, 2, 3, 4}
+    assert draw(top_k=2) == {1, 2}
+    assert draw(temperature=0.01) == {1}
+    # Masses: 0.64, 0.24, 0.09, ...: the smallest set that reaches 0.7 has two tokens.
+    assert draw(top_p=0.7) == {1, 2}
+    assert draw(top_p=0.6) == {1}
+    counts = torch.zeros(5)
+    for _ in range(3000):
+        counts[sample(logits, Sampling(top_k=0), generator)] += 1
+    torch.testing.assert_close(counts / 3000, logits.softmax(0), atol=0.04, rtol=0)
+
+
+@given(
+    sequences=st.integers(1, 3), kv_heads=st.integers(1, 2), group=st.integers(1, 3),
+    size=st.sampled_from([1, 4, 8]), seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_paged_attention_equals_core(
+    sequences: int, kv_heads: int, group: int, size: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    width, dim, layer = 5, 8, 1
+    layout = PoolLayout(sequences * width, 2, kv_heads, size, dim)
+    pool = torch.randn(layout.shape)
+    blocks = torch.randperm(layout.num_blocks).view(sequences, width)
+    table = encode_table(blocks, 2).long()
+    lengths = torch.randint(1, width * size + 1, (sequences,))
+    key, value = torch.randn(2, sequences, kv_heads, dim)
+    mirror = pool.clone()
+    write(pool, table, layer, lengths - 1, key, value)
+    kv_pool.write(mirror, table, layer, lengths - 1, key, value)
+    assert torch.equal(pool, mirror)
+
+    query = torch.randn(sequences, kv_heads * group, dim)
+    keys, values = (gather(pool, table, layer, field, width) for field in (0, 1))
+    mask = torch.arange(width * size) < lengths[:, None]
+    got = decode_attention(query, keys, values, mask)
+    expected = reference.paged_attention(query, pool, table, lengths, layer)
+    torch.testing.assert_close(got, expected.flatten(1), atol=1e-5, rtol=0)
+
+
+@given(past=st.integers(0, 9), count=st.integers(1, 9), seed=st.integers(0, 2**31))
+def test_prefill_attention_is_causal(past: int, count: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    query = torch.randn(count, 6, 8)
+    keys, values = torch.randn(2, 3, past + count, 8)
+    got = prefill_attention(query, keys, values, past)
+    for i in range(count):
+        context = slice(0, past + i + 1)
+        one = reference.masked_attention(
+            query[i : i + 1],
+            keys[:, context].transpose(0, 1)[None],
+            values[:, context].transpose(0, 1)[None],
+            torch.ones(1, past + i + 1, dtype=torch.bool),
+        )
+        torch.testing.assert_close(got[i], one.flatten(), atol=1e-5, rtol=0)

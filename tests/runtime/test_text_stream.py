@@ -1,0 +1,81 @@
+"""Streamed text: deltas concatenate to the text of all tokens, whatever bytes they hold."""
+
+from __future__ import annotations
+
+import pytest
+from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.runtime.detokenize import TextStream
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """Byte-level: one token per byte, and a special one."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_end|>"])
+    return tokenizer
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int], sizes: list[int]) -> list[str]:
+    stream, deltas, at = TextStream(tokenizer), [], 0
+    for size in [*sizes, len(ids)]:
+        deltas.append(stream.push(ids[at : at + size]))
+        at += size
+    return [*deltas, stream.flush()]
+
+
+@given(st.lists(st.integers(0, 256), max_size=40), st.lists(st.integers(0, 3), max_size=60))
+@example([0xF0, 0x9F, 0x98], [1, 1, 1])
+def test_deltas_concatenate_to_the_text(
+    tokenizer: Tokenizer, ids: list[int], sizes: list[int]
+) -> None:
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    assert "".join(streamed(tokenizer, ids, sizes)) == whole
+
+
+@given(st.text(max_size=20))
+def test_whole_characters_arrive_as_soon_as_they_are_complete(
+    tokenizer: Tokenizer, text: str
+) -> None:
+    deltas: list[str] = []
+    stream = TextStream(tokenizer)
+    for character in text:
+        ids = tokenizer.encode(character).ids
+        assert all(stream.push([i]) == "" for i in ids[:-1])
+        deltas.append(stream.push(ids[-1:]))
+    assert stream.flush() in ("", "\ufffd")
+    if "\ufffd" not in text:
+        assert deltas == list(text)
+
+
+@given(
+    text=st.text("abc", max_size=30),
+    words=st.lists(st.text("abc", min_size=1, max_size=3), max_size=3),
+    sizes=st.lists(st.integers(0, 3), max_size=40),
+)
+def test_stop_words_end_the_text(
+    tokenizer: Tokenizer, text: str, words: list[str], sizes: list[int]
+) -> None:
+    cuts = [(text.find(word) + len(word), text.find(word)) for word in words if word in text]
+    stream, deltas, at = TextStream(tokenizer, words), [], 0
+    ids = tokenizer.encode(text).ids
+    for size in [*sizes, len(ids)]:
+        deltas.append(stream.push(ids[at : at + size]))
+        at += size
+    deltas.append(stream.flush())
+    assert stream.stopped == bool(cuts)
+    assert "".join(deltas) == (text[: min(cuts)[1]] if cuts else text)
+
+
+def test_a_stop_word_may_span_tokens_and_begin_anywhere(tokenizer: Tokenizer) -> None:
+    stream = TextStream(tokenizer, ["STOP"])
+    deltas = [stream.push(tokenizer.encode(c).ids) for c in "aSTaSTOPb"]
+    assert deltas == ["a", "", "", "STa", "", "", "", "", ""]
+    assert stream.flush() == ""
+    with pytest.raises(DyCokeError, match="empty stop word"):
+        TextStream(tokenizer, [""])

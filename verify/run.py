@@ -1,0 +1,37 @@
+"""All checks of a bundle, in order of cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..bundle.files import open_bundle
+from ..core.errors import DyCokeError
+from .check import Check
+
+
+def verify_bundle(bundle: Path, source: Path | None = None) -> Iterator[Check]:
+    """Yields checks as they finish: every byte's hash, then, with the source model's directory,
+    the vision graph layer by layer and the LLM's logits.
+
+    Raises DyCokeError for a broken bundle, or a source other than the bundle's.
+    """
+    manifest = open_bundle(bundle, hashes=True)
+    yield Check("sizes and hashes", True, len(manifest.parts), len(manifest.parts), "files")
+    if source is None:
+        return
+    from ..export.checkpoint import open_checkpoint
+    from .llm import check_llm
+    from .source import load_source
+    from .vision import check_vision
+
+    revision = open_checkpoint(source).revision
+    if revision != manifest.source.revision:
+        raise DyCokeError(
+            f"{source} is revision {revision[:12]}, {bundle} was exported from "
+            f"{manifest.source.revision[:12]}; give that directory, or export again"
+        )
+    model = load_source(source)
+    yield from check_vision(bundle, manifest, model)
+    if manifest.llm.tp == 1:
+        yield from check_llm(bundle, manifest, model)

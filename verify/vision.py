@@ -1,0 +1,104 @@
+"""The vision graph in ONNX Runtime against the source model, layer by layer, by Polygraphy."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..bundle.manifest import Manifest
+from ..runtime.vision import FILE
+from .check import Check
+from .source import vision_stages
+
+if TYPE_CHECKING:
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+# Largest absolute difference allowed, relative to the largest absolute value of the stage. fp16
+# has 11 significant bits; a tower of two dozen layers loses a few more.
+BOUNDS = {"float32": 1e-4, "float16": 2e-2}
+
+
+def sample_frames(image_size: int, frames: int = 8) -> Tensor:
+    """uint8 [1, F, 3, S, S]: a smooth picture that drifts, with a block that jumps.
+
+    Neighbouring frames differ enough that TTM's cut has a margin.
+    """
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 8, 8, generator=generator)
+    picture = torch.nn.functional.interpolate(coarse, size=(image_size, image_size), mode="bicubic")
+    noise = torch.rand(frames, 3, image_size, image_size, generator=generator)
+    video = (picture * 0.8 + noise * 0.2).clamp(0, 1)
+    block = image_size // 4
+    for f in range(frames):
+        at = (f * block) % (image_size - block)
+        video[f, :, at : at + block, at : at + block] = f / frames
+    return (video * 255).round().to(torch.uint8)[None]
+
+
+def check_vision(
+    bundle: Path, manifest: Manifest, model: LlavaOnevisionForConditionalGeneration
+) -> list[Check]:
+    """One check per stage of the graph.
+
+    Bundles in bfloat16 cannot run in ONNX Runtime on a CPU: for them the graph is only checked by
+    onnx.checker and shape inference.
+    """
+    import onnx
+
+    path = bundle / FILE
+    if manifest.vision.dtype == "bfloat16":
+        onnx.checker.check_model(str(path), full_check=True)
+        return [
+            Check("vision graph is valid ONNX (bf16 is not run on a CPU)", True, 0, 0, "errors")
+        ]
+    frames = sample_frames(manifest.vision.image_size)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in _pixel_scale(model))
+    expected = vision_stages(model, (frames / 255 - mean) / std, manifest.config)
+    graph = onnx.load(path)
+    names = json.loads({p.key: p.value for p in graph.metadata_props}["layer_outputs"])
+    names = [name for name in names if name in expected] + ["visual_embeds"]
+    found = _run(graph, names, frames.numpy())
+    bound = BOUNDS[manifest.vision.dtype]
+    return [_compare(name, found[name], expected[name].numpy(), bound) for name in names]
+
+
+def _run(graph: Any, names: list[str], frames: Any) -> Any:
+    from polygraphy.backend.onnx import BytesFromOnnx, ModifyOutputs
+    from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+
+    session = SessionFromOnnx(
+        BytesFromOnnx(ModifyOutputs(graph, outputs=names)), providers=["CPUExecutionProvider"]
+    )
+    with OnnxrtRunner(session) as runner:
+        return runner.infer({"frames": frames})
+
+
+def _compare(name: str, found: Any, expected: Any, bound: float) -> Check:
+    """Polygraphy's comparison of one output, with the bound scaled by the stage's magnitude."""
+    from polygraphy.comparator import CompareFunc, IterationResult
+    from polygraphy.logger import G_LOGGER
+
+    found = np.asarray(found, dtype=np.float32)
+    scale = float(np.abs(expected).max())
+    compare = CompareFunc.simple(atol=bound * scale, rtol=0.0, check_error_stat="max")
+    results = [
+        IterationResult(OrderedDict({name: value}), runner_name=runner)
+        for value, runner in ((found, "onnxruntime"), (expected, "transformers"))
+    ]
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        outcome = compare(*results)[name]
+    difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
+    return Check(f"vision {name}", bool(outcome), difference / scale, bound, "of the largest value")
+
+
+def _pixel_scale(model: LlavaOnevisionForConditionalGeneration) -> tuple[list[float], list[float]]:
+    from ..export.preprocessing import read_pixel_scale
+
+    scale = read_pixel_scale(Path(model.name_or_path), model.config.vision_config.image_size)
+    return list(scale.mean), list(scale.std)
