@@ -23,14 +23,13 @@ from .preprocessing import PixelScale
 
 # Operator -> types, of those this graph needs. Source: docs/operators.md of onnx/onnx-tensorrt,
 # read at 10.1-GA (commit 96e7811) and at 10.15: both list all of these with these types, so 10.14,
-# which lies between, does too. Restrictions there that matter here: UINT8 only as a network input (Cast
-# comes first); LayerNormalization's first output only; TopK sorted, K below 3840; reduction axes as
-# initializers.
+# which lies between, does too. Restrictions there that matter here: UINT8 only as a network input
+# (Cast comes first); LayerNormalization's first output only; TopK sorted, K below 3840; reduction
+# axes as initializers.
 TENSORRT_OPERATORS: dict[str, tuple[str, ...]] = {
     "Add": ("float", "float16", "bfloat16", "int32", "int64"),
     "Cast": ("float", "float16", "bfloat16", "int32", "int64", "uint8", "bool"),
     "Concat": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
-    "Conv": ("float", "float16", "bfloat16"),
     "Div": ("float", "float16", "bfloat16", "int32", "int64"),
     "Expand": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
     "Gather": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
@@ -79,30 +78,34 @@ class VisionGraph:
         self.layer_outputs: list[str] = []
 
     def pixels(self, frames: str, scale: PixelScale) -> str:
-        """uint8 [B,F,3,H,W] -> normalised [B*F,3,H,W]."""
-        g, size = self.graph, self.vision.image_size
+        """uint8 [B,F,3,H,W] -> normalised [B*F,3,S,S], S the part that whole patches cover."""
+        g, dims, size = self.graph, self.vision.dims, self.vision.image_size
         factor, offset = scale.affine()
         x = g.cast("pixels/float", frames, torch.float32)
         x = g.reshape("pixels/flat", x, [-1, 3, size, size])
+        if (covered := dims.patches_per_side * dims.patch) < size:  # 378 of 384
+            bounds = ([0, 0], [covered, covered], [2, 3])
+            names = zip(("starts", "ends", "axes"), bounds, strict=True)
+            edges = [g.constant(f"pixels/{n}", torch.tensor(v)) for n, v in names]
+            x = g.node("Slice", "pixels/covered", x, *edges)
         x = g.node("Mul", "pixels/scaled", x, g.constant("pixels/factor", factor))
         x = g.node("Add", "pixels/normalised", x, g.constant("pixels/offset", offset))
         return self._to_dtype("pixels/cast", x)
 
     def tower(self, pixels: str) -> str:
-        """[B*F,3,H,W] -> [B*F,P,d]: the layers used, no post-LayerNorm."""
+        """[B*F,3,S,S] -> [B*F,P,d]: the layers used, no post-LayerNorm."""
         g, dims = self.graph, self.vision.dims
         base = "vision.embeddings."
-        x = g.node(
-            "Conv",
-            "tower/embeddings/patches",
-            pixels,
-            self._weight(f"{base}patch_embedding.weight"),
-            self._weight(f"{base}patch_embedding.bias"),
-            kernel_shape=[dims.patch] * 2,
-            strides=[dims.patch] * 2,
-        )
-        x = g.reshape("tower/embeddings/flat", x, [0, dims.hidden, dims.patches])
-        x = g.node("Transpose", "tower/embeddings/tokens", x, perm=[0, 2, 1])
+        # A convolution with stride = kernel, as a matrix product: opset 20 has no Conv in bf16.
+        side, patch = dims.patches_per_side, dims.patch
+        x = g.reshape("tower/embeddings/split", pixels, [-1, 3, side, patch, side, patch])
+        x = g.node("Transpose", "tower/embeddings/by_patch", x, perm=[0, 2, 4, 1, 3, 5])
+        x = g.reshape("tower/embeddings/flat", x, [-1, side * side, 3 * patch * patch])
+        kernel = self.weights(f"{base}patch_embedding.weight").flatten(1).t().contiguous()
+        kernel_name = g.constant(f"{base}patch_embedding.weight", kernel)
+        x = g.node("MatMul", "tower/embeddings/product", x, kernel_name)
+        bias = self._weight(f"{base}patch_embedding.bias")
+        x = g.node("Add", "tower/embeddings/patches", x, bias)
         position = self._weight(f"{base}position_embedding.weight")
         x = self._record(g.node("Add", "tower/embeddings/output", x, position))
         for i in range(dims.layers):

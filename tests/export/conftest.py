@@ -12,7 +12,7 @@ import torch
 from dycoke_trt.export.checkpoint import Checkpoint, open_checkpoint
 from safetensors.torch import load_file, save_file
 
-IMAGE, PATCH, SIDE, TOWER_LAYERS = 98, 14, 7, 3
+IMAGE, PATCH, SIDE, TOWER_LAYERS = 101, 14, 7, 3  # 3 pixels beyond the last whole patch
 VOCAB, EOS = 103, 7
 VISION = {
     "hidden_size": 32,
@@ -161,7 +161,7 @@ def write_shards(directory: Path, tensors: dict[str, torch.Tensor], shards: int)
         save_file(tensors, directory / "model.safetensors")
         return
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         part = names[shard::shards]
