@@ -63,8 +63,8 @@ def read_pixel_scale(directory: Path, image_size: int) -> PixelScale:
         if "image_mean" not in values or "image_std" not in values:
             continue
         size = values.get("size")
-        sides = set(size.values()) if isinstance(size, Mapping) else {image_size}
-        if sides - {image_size}:
+        sides = set(size.values()) if isinstance(size, Mapping) else set()
+        if sides - {image_size, None}:
             raise DyCokeError(
                 f"{path}: resizes to {size}, the vision tower takes {image_size} x {image_size}; "
                 "one of the two files is of another model"

@@ -137,7 +137,11 @@ class VisionGraph:
         value, the survivors' rows as int64 [B,M], indices into the video's F*N rows.
         """
         g, n = self.graph, self.vision.dims.tokens_per_frame
-        windows = g.reshape("ttm/windows", x, [-1, 4, n, self.hidden])
+        # By video first: frames that do not fill windows fail here instead of joining a neighbour's.
+        sizes = g.constant("ttm/by_video/sizes", torch.tensor([-1, 4, n, self.hidden]))
+        shape = g.node("Concat", "ttm/by_video/shape", batch, sizes, axis=0)
+        windows = g.node("Reshape", "ttm/by_video", x, shape)
+        windows = g.reshape("ttm/windows", windows, [-1, 4, n, self.hidden])
         shape = g.node("Shape", "ttm/windows/shape_of", windows)
         zero, one = (g.constant(f"ttm/{i}", torch.tensor(i)) for i in (0, 1))
         count = g.node("Gather", "ttm/window_count", shape, zero, axis=0)

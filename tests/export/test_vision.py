@@ -173,6 +173,12 @@ def test_a_video_does_not_see_its_neighbours(fp32: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(("batch", "count"), [(1, 5), (2, 6), (4, 3), (4, 1)])
+def test_frames_that_fill_no_window_fail(fp32: Path, batch: int, count: int) -> None:
+    with pytest.raises(Exception, match="ttm/by_video"):
+        run(fp32, {"frames": frames(batch, count)})
+
+
 @pytest.fixture(scope="module")
 def ttm_only(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A function k -> session of TTM alone: `features` fp32 [B,F,N,D] -> embeddings, rows."""
