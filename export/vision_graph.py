@@ -4,7 +4,7 @@ Shapes: B videos of F frames, F a multiple of 4, W = F/4 windows each; P patches
 after pooling, d the tower's width, D the LLM's. Weights and matrix products are in the graph's
 dtype; LayerNorm, softmax, pooling and TTM's cosines compute in fp32.
 
-Only operators and types that TensorRT 10.14's ONNX parser lists are used (`TENSORRT_OPERATORS`).
+Only operators and types of `export/tensorrt_operators.py` are used.
 """
 
 from __future__ import annotations
@@ -21,36 +21,6 @@ from .model_config import VisionConfig
 from .onnx_graph import GraphBuilder
 from .preprocessing import PixelScale
 
-# Operator -> types, of those this graph needs. Source: docs/operators.md of onnx/onnx-tensorrt,
-# read at 10.1-GA (commit 96e7811) and at 10.15: both list all of these with these types, so 10.14,
-# which lies between, does too. Restrictions there that matter here: UINT8 only as a network input
-# (Cast comes first); LayerNormalization's first output only; TopK sorted, K below 3840; reduction
-# axes as initializers.
-TENSORRT_OPERATORS: dict[str, tuple[str, ...]] = {
-    "Add": ("float", "float16", "bfloat16", "int32", "int64"),
-    "Cast": ("float", "float16", "bfloat16", "int32", "int64", "uint8", "bool"),
-    "Concat": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
-    "Div": ("float", "float16", "bfloat16", "int32", "int64"),
-    "Expand": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
-    "Gather": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
-    "Gelu": ("float", "float16", "bfloat16"),
-    "Greater": ("float", "float16", "bfloat16", "int32", "int64"),
-    "LayerNormalization": ("float", "float16", "bfloat16"),
-    "MatMul": ("float", "float16", "bfloat16"),
-    "Mul": ("float", "float16", "bfloat16", "int32", "int64"),
-    "Range": ("float", "float16", "bfloat16", "int32", "int64"),
-    "ReduceL2": ("float", "float16", "bfloat16", "int32", "int64"),
-    "ReduceSum": ("float", "float16", "bfloat16", "int32", "int64"),
-    "Reshape": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
-    "Round": ("float", "float16", "bfloat16"),
-    "Shape": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
-    "Slice": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
-    "Softmax": ("float", "float16", "bfloat16"),
-    "Sub": ("float", "float16", "bfloat16", "int32", "int64"),
-    "TopK": ("float", "float16", "bfloat16", "int32", "int64"),
-    "Transpose": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
-    "Where": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
-}
 _INDEX_BITS = 10  # beside the 21 bits of a grid similarity in an int32; below TopK's limit too
 Weights = Callable[[str], Tensor]
 
@@ -137,7 +107,7 @@ class VisionGraph:
         value, the survivors' rows as int64 [B,M], indices into the video's F*N rows.
         """
         g, n = self.graph, self.vision.dims.tokens_per_frame
-        # By video first: frames that do not fill windows fail here instead of joining a neighbour's.
+        # By video first: frames that fill no window fail here and do not join a neighbour's.
         sizes = g.constant("ttm/by_video/sizes", torch.tensor([-1, 4, n, self.hidden]))
         shape = g.node("Concat", "ttm/by_video/shape", batch, sizes, axis=0)
         windows = g.node("Reshape", "ttm/by_video", x, shape)

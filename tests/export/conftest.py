@@ -173,3 +173,31 @@ def write_shards(directory: Path, tensors: dict[str, torch.Tensor], shards: int)
 @pytest.fixture(scope="session")
 def checkpoint(saved: Path) -> Checkpoint:
     return open_checkpoint(saved)
+
+
+@pytest.fixture(scope="session")
+def onnx_session() -> Any:
+    """A function path -> ONNX Runtime session on one CPU thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+
+    def make(path: Path) -> Any:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_onnx(onnx_session: Any) -> Any:
+    """A function (path, {input: tensor}) -> {output: tensor}."""
+
+    def run(path: Path, feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        session = onnx_session(path)
+        values = session.run(None, {name: value.numpy() for name, value in feeds.items()})
+        names = (output.name for output in session.get_outputs())
+        return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
+
+    return run
