@@ -1,0 +1,174 @@
+"""Writes a LLaVA-OneVision checkpoint with the real shapes and random weights.
+
+    python -m dycoke_trt.bench.make_checkpoint OUT --model llava-ov-7b
+
+It is for measuring memory and time of an export where no published weights are at hand. The format
+is Hugging Face's, with the key names of transformers 4. Tensors are drawn and written in pieces of
+at most 64 MiB, shard by shard, so memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.dims import PRESETS, LlmDims, ModelDims, preset
+from ..export.dtypes import TORCH_DTYPES, DTypeName
+from ..export.model_config import LlmConfig, VisionConfig
+from ..export.names import llm_shapes, vision_shapes
+from ..export.safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
+from ..export.staging import staged_directory
+
+SHARD_BYTES = 4 << 30
+_PREFIXES = {
+    "llm.lm_head.": "language_model.lm_head.",
+    "llm.": "language_model.model.",
+    "vision.": "vision_tower.vision_model.",
+    "projector.": "multi_modal_projector.",
+}
+
+
+def make_checkpoint(
+    directory: Path,
+    dims: ModelDims,
+    dtype: DTypeName = "bf16",
+    *,
+    heads: int = 16,
+    seed: int = 0,
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
+    """Writes the new directory `directory`; returns the bytes of all tensors.
+
+    heads: of the vision tower. Raises DyCokeError if `directory` exists with something in it.
+    """
+    vision = VisionConfig(dims.vision, heads, _image_size(dims), 1e-6, True)
+    llm = LlmConfig(dims.llm, 1e6, 1e-6, 32_768, (), None)
+    shapes = {**llm_shapes(llm), **vision_shapes(vision, dims.llm.hidden)}
+    if not dims.llm.tied_embeddings:
+        shapes["llm.lm_head.weight"] = shapes["llm.embed_tokens.weight"]
+    generator = torch.Generator().manual_seed(seed)
+    plans = [
+        TensorPlan(
+            _source_name(name),
+            shape,
+            TORCH_DTYPES[dtype],
+            partial(_draw, name, shape, TORCH_DTYPES[dtype], generator),
+        )
+        for name, shape in shapes.items()
+    ]
+    shards = _split(plans, shard_bytes)
+    weight_map: dict[str, str] = {}
+    with staged_directory(directory) as stage:
+        for i, shard in enumerate(shards, 1):
+            file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+            write_safetensors(stage / file, shard)
+            weight_map |= {plan.name: file for plan in shard}
+        total = sum(plan.bytes for plan in plans)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (stage / "model.safetensors.index.json").write_text(json.dumps(index))
+        config = json.dumps(_config(dims, vision, dtype), indent=2)
+        (stage / "config.json").write_text(config)
+    return total
+
+
+def _draw(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Norm weights are one, all else normal with a standard deviation of 1/sqrt(last dimension)."""
+    total, step = math.prod(shape), CHUNK_BYTES // 4
+    for start in range(0, total, step):
+        count = min(step, total - start)
+        if "norm" in name and name.endswith("weight"):
+            yield torch.ones(count, dtype=dtype)
+        else:
+            drawn = torch.randn(count, generator=generator) * shape[-1] ** -0.5
+            yield drawn.to(dtype)
+
+
+def _split(plans: list[TensorPlan], limit: int) -> list[list[TensorPlan]]:
+    """Consecutive groups of at most `limit` bytes, at least one tensor each."""
+    shards: list[list[TensorPlan]] = []
+    room = 0
+    for plan in plans:
+        if not shards or plan.bytes > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(plan)
+        room -= plan.bytes
+    return shards
+
+
+def _source_name(name: str) -> str:
+    for ours, theirs in _PREFIXES.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def _image_size(dims: ModelDims) -> int:
+    """What the patches cover; 384 for the real tower, whose 27 patches of 14 cover 378."""
+    covered = dims.vision.patches_per_side * dims.vision.patch
+    return 384 if covered == 378 else covered
+
+
+def _config(dims: ModelDims, vision: VisionConfig, dtype: DTypeName) -> Mapping[str, Any]:
+    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    return {
+        "architectures": ["LlavaOnevisionForConditionalGeneration"],
+        "model_type": "llava_onevision",
+        "torch_dtype": names[dtype],
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "tie_word_embeddings": dims.llm.tied_embeddings,
+        "text_config": _text_config(dims.llm),
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": dims.vision.hidden,
+            "intermediate_size": dims.vision.intermediate,
+            "num_hidden_layers": dims.vision.layers,
+            "num_attention_heads": vision.heads,
+            "image_size": vision.image_size,
+            "patch_size": dims.vision.patch,
+            "vision_use_head": False,
+        },
+    }
+
+
+def _text_config(dims: LlmDims) -> Mapping[str, Any]:
+    return {
+        "model_type": "qwen2",
+        "vocab_size": dims.vocab,
+        "hidden_size": dims.hidden,
+        "intermediate_size": dims.intermediate,
+        "num_hidden_layers": dims.layers,
+        "num_attention_heads": dims.heads,
+        "num_key_value_heads": dims.kv_heads,
+        "max_position_embeddings": 32_768,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": dims.tied_embeddings,
+        "use_sliding_window": False,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--model", default="llava-ov-7b", choices=list(PRESETS))
+    parser.add_argument("--dtype", default="bf16", choices=list(TORCH_DTYPES))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    total = make_checkpoint(args.directory, preset(args.model), args.dtype, seed=args.seed)
+    print(f"{args.directory}: {args.model}, {args.dtype}, {total / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

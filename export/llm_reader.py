@@ -1,0 +1,114 @@
+"""Reads an exported TensorRT-LLM checkpoint directory back, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.config import DyCokeConfig
+from ..core.dims import LlmDims
+from ..core.errors import DyCokeError
+from .checkpoint import read_json
+from .llm_layout import check_tp, rank_shapes
+from .model_config import LlmConfig
+from .safetensors_file import DTYPES, SafetensorsFile
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LlmCheckpoint:
+    """An exported LLM: values of config.json, and its tensors on demand.
+
+    config: the file as it is. llm: dimensions and constants. visual_token_base: the first visual
+    id, equal to the vocabulary's rows.
+    """
+
+    directory: Path
+    config: Mapping[str, Any]
+    llm: LlmConfig
+    dycoke: DyCokeConfig
+    dtype: torch.dtype
+    tp: int
+    visual_token_base: int
+    _ranks: tuple[SafetensorsFile, ...]
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors of every rank (export/llm_layout.py)."""
+        return tuple(rank_shapes(self.llm.dims, self.tp))
+
+    def tensor(self, name: str, rank: int = 0) -> Tensor:
+        """One rank's tensor, in fresh memory."""
+        return self._ranks[rank].tensor(name)
+
+
+def read_llm(directory: Path | str) -> LlmCheckpoint:
+    """Opens a directory that `export_llm` wrote; every header is checked, no tensor is read.
+
+    Raises DyCokeError for missing or truncated rank files and what does not fit config.json.
+    """
+    directory = Path(directory)
+    path = directory / "config.json"
+    if not path.is_file():
+        raise DyCokeError(f"{directory}: not a TensorRT-LLM checkpoint (no config.json)")
+    config = read_json(path)
+    try:
+        llm = _llm_config(config)
+        tp, pp = int(config["mapping"]["tp_size"]), int(config["mapping"]["pp_size"])
+        base, dtype = int(config["visual_token_base"]), _DTYPES[config["dtype"]]
+        dycoke = DyCokeConfig.from_dict(config["dycoke"])
+    except (KeyError, TypeError) as error:
+        raise DyCokeError(
+            f"{path}: field {error} is missing or not supported; export again"
+        ) from None
+    if config.get("architecture") != "Qwen2ForCausalLM" or pp != 1:
+        raise DyCokeError(
+            f"{path}: architecture={config.get('architecture')!r}, pp_size={pp}; "
+            "supported: Qwen2ForCausalLM, pp_size=1"
+        )
+    check_tp(llm.dims, tp)
+    ranks = tuple(_rank(directory, rank, llm.dims, tp, dtype) for rank in range(tp))
+    return LlmCheckpoint(directory, config, llm, dycoke, dtype, tp, base, ranks)
+
+
+def _llm_config(config: Mapping[str, Any]) -> LlmConfig:
+    return LlmConfig(
+        dims=LlmDims(
+            layers=config["num_hidden_layers"],
+            hidden=config["hidden_size"],
+            intermediate=config["intermediate_size"],
+            heads=config["num_attention_heads"],
+            kv_heads=config["num_key_value_heads"],
+            head_dim=config["head_size"],
+            vocab=config["vocab_size"],
+            tied_embeddings=config["tie_word_embeddings"],
+        ),
+        rope_theta=config["rotary_base"],
+        rms_norm_eps=config["norm_epsilon"],
+        max_positions=config["max_position_embeddings"],
+        eos_ids=tuple(config.get("eos_ids", ())),
+        pad_id=config.get("pad_id"),
+    )
+
+
+def _rank(
+    directory: Path, rank: int, dims: LlmDims, tp: int, dtype: torch.dtype
+) -> SafetensorsFile:
+    path = directory / f"rank{rank}.safetensors"
+    if not path.is_file():
+        raise DyCokeError(f"{path}: is missing, config.json says tp_size={tp}; export again")
+    file = SafetensorsFile(path)
+    for name, shape in rank_shapes(dims, tp).items():
+        entry = file.entries.get(name)
+        found = None if entry is None else (entry.shape, DTYPES.get(entry.dtype))
+        if found != (shape, dtype):
+            raise DyCokeError(
+                f"{path}: tensor {name} is {found}, config.json asks for {(shape, dtype)}; "
+                "export again"
+            )
+    return file

@@ -1,0 +1,114 @@
+"""From a checkpoint to the parts of a bundle: vision graph, LLM, tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.config import DyCokeConfig
+from ..core.dims import LlmDims, VisionDims
+from ..core.ttm import ttm_count
+from .checkpoint import Checkpoint
+from .dtypes import DTypeName
+from .llm import export_llm
+from .preprocessing import PixelScale, copy_tokenizer, read_chat_template
+from .staging import staged_directory
+from .vision import EXTERNAL_BYTES, VisionExport, export_vision
+
+VISION_FILE = "vision_ttm.onnx"
+LLM_DIRECTORY = "llm"
+TOKENIZER_DIRECTORY = "tokenizer"
+
+
+@dataclass(frozen=True)
+class ExportedParts:
+    """What `export_parts` wrote, and what a manifest needs to know of it.
+
+    files: paths relative to the directory, with forward slashes, sorted.
+    vision, vision_dims, image_size, pixel_scale: None for a bare LLM.
+    visual_token_base: first id of a visual token: the padded rows of the embedding.
+    eos_ids, pad_id: as the checkpoint gives them; pad_id falls back to the first eos id.
+    chat_template: Jinja text, or None where the checkpoint has none.
+    """
+
+    files: tuple[str, ...]
+    source_kind: str
+    source_revision: str
+    config: DyCokeConfig
+    dtype: DTypeName
+    tp: int
+    llm_dims: LlmDims
+    vision: VisionExport | None
+    vision_dims: VisionDims | None
+    image_size: int | None
+    pixel_scale: PixelScale | None
+    visual_token_base: int
+    eos_ids: tuple[int, ...]
+    pad_id: int | None
+    max_positions: int
+    chat_template: str | None
+
+    def visual_tokens(self, frames: int) -> int:
+        """M + 1 for `frames` frames: TTM's survivors and the image_newline."""
+        if self.vision is None:
+            raise ValueError("a bare LLM has no visual tokens")
+        tokens = self.vision.tokens_per_frame
+        return ttm_count(frames, tokens, self.config.k, self.config.ttm) + 1
+
+
+def export_parts(
+    checkpoint: Checkpoint,
+    directory: Path | str,
+    config: DyCokeConfig,
+    dtype: DTypeName = "bf16",
+    tp: int = 1,
+    *,
+    tokenizer: bool = True,
+    kept_rows: bool = False,
+    external_bytes: int = EXTERNAL_BYTES,
+) -> ExportedParts:
+    """Writes vision_ttm.onnx, llm/ and tokenizer/ into the new or empty `directory`.
+
+    A checkpoint without vision tower (kind `qwen2`) gives llm/ and tokenizer/ only. tokenizer=False
+    leaves the tokenizer out. kept_rows, external_bytes: as for `export_vision`.
+    The directory appears only when everything in it is complete.
+    Raises DyCokeError for whatever its parts refuse.
+    """
+    directory = Path(directory)
+    files: list[str] = []
+    vision = None
+    with staged_directory(directory) as stage:
+        if tokenizer:
+            names = copy_tokenizer(checkpoint.directory, stage / TOKENIZER_DIRECTORY)
+            files += [f"{TOKENIZER_DIRECTORY}/{name}" for name in names]
+        if checkpoint.vision is not None:
+            vision = export_vision(
+                checkpoint,
+                stage / VISION_FILE,
+                config,
+                dtype,
+                kept_rows=kept_rows,
+                external_bytes=external_bytes,
+            )
+            files += vision.files
+        names_of_llm = export_llm(checkpoint, stage / LLM_DIRECTORY, config, dtype, tp)
+        files += [f"{LLM_DIRECTORY}/{name}" for name in names_of_llm]
+    tower, llm = checkpoint.vision, checkpoint.llm
+    return ExportedParts(
+        files=tuple(sorted(files)),
+        source_kind=checkpoint.kind,
+        source_revision=checkpoint.revision,
+        config=config,
+        dtype=dtype,
+        tp=tp,
+        llm_dims=llm.dims,
+        vision=vision,
+        vision_dims=tower.dims if tower else None,
+        image_size=tower.image_size if tower else None,
+        pixel_scale=vision.pixel_scale if vision else None,
+        visual_token_base=llm.dims.vocab,
+        eos_ids=llm.eos_ids,
+        pad_id=llm.pad_id,
+        max_positions=llm.max_positions,
+        chat_template=read_chat_template(checkpoint.directory),
+    )

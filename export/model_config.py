@@ -1,0 +1,288 @@
+"""What a checkpoint's config.json says, in one form for all source formats.
+
+Defaults are those of the classes that the source formats name (Qwen2Config, SiglipVisionConfig):
+nested configurations are saved without the values that equal them. What the exported graph would
+compute differently is refused here, one line each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..core.dims import LlmDims, VisionDims
+from ..core.errors import DyCokeError
+
+SourceKind = Literal["hf", "lmms", "qwen2"]
+_QWEN2 = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 22_016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 32_768,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+}
+_SIGLIP = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu_pytorch_tanh",
+}
+# google/siglip-so400m-patch14-384, which the LLaVA-NeXT code takes for granted.
+_SO400M = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+
+
+@dataclass(frozen=True)
+class LlmConfig:
+    """Qwen2: dimensions (vocab: the padded rows of the embedding) and what its math needs."""
+
+    dims: LlmDims
+    rope_theta: float
+    rms_norm_eps: float
+    max_positions: int
+    eos_ids: tuple[int, ...]
+    pad_id: int | None
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """SigLIP as it runs: dims.layers are the layers used, before any post-LayerNorm."""
+
+    dims: VisionDims
+    heads: int
+    image_size: int
+    layer_norm_eps: float
+    tanh_gelu: bool  # the tower's activation; the projector's is the exact one
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    kind: SourceKind
+    llm: LlmConfig
+    vision: VisionConfig | None
+
+
+def parse_config(
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    tower: Mapping[str, Any] | None,
+    where: str,
+) -> ModelConfig:
+    """config, generation: config.json and generation_config.json (or {}).
+
+    tower: config.json of a separate SigLIP directory, for LLaVA-NeXT checkpoints.
+    where: the file that errors name.
+    Raises DyCokeError for another architecture and for every feature that is not supported.
+    """
+    reader = _Reader(where)
+    reader.refuse_if(config, "quantization_config", "export from the unquantised checkpoint")
+    kind = config.get("model_type")
+    if kind == "llava_onevision":
+        text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+        reader.equals(text, "model_type", "qwen2", default="qwen2", section="text_config")
+        reader.equals(config, "vision_feature_select_strategy", "full", default="full")
+        reader.equals(config, "projector_hidden_act", "gelu", default="gelu")
+        reader.equals(config, "multimodal_projector_bias", True, default=True)
+        reader.equals(
+            vision,
+            "model_type",
+            "siglip_vision_model",
+            default="siglip_vision_model",
+            section="vision_config",
+        )
+        merged = {**config, **text} if text else dict(config)
+        tied = bool(text.get("tie_word_embeddings") or config.get("tie_word_embeddings"))
+        defaults = _SIGLIP if vision else {**_SO400M, "num_hidden_layers": 26}
+        layer = config.get("vision_feature_layer", -1)
+        return ModelConfig(
+            "hf",
+            reader.llm(text, merged, generation, tied),
+            reader.vision(vision, {**_SIGLIP, **defaults}, layer),
+        )
+    tied = bool(config.get("tie_word_embeddings"))
+    if "mm_vision_tower" in config or "mm_hidden_size" in config:
+        reader.llava_next(config)
+        if tower is None and config.get("mm_hidden_size", 1152) != 1152:
+            raise DyCokeError(
+                f"{where}: mm_hidden_size={config['mm_hidden_size']} is not SigLIP-so400m's 1152; "
+                "give the tower's own checkpoint directory with --vision-tower"
+            )
+        tower = (tower or {}).get("vision_config", tower) or _SO400M
+        # The released code deletes the tower's last layer, then takes what the others give.
+        vision_config = reader.vision(tower, _SIGLIP, -2)
+        return ModelConfig("lmms", reader.llm(config, config, generation, tied), vision_config)
+    if kind == "qwen2":
+        return ModelConfig("qwen2", reader.llm(config, config, generation, tied), None)
+    raise DyCokeError(
+        f"{where}: model_type={kind!r} is not a LLaVA-OneVision checkpoint; supported: "
+        "llava_onevision (Hugging Face), llava with mm_vision_tower (LLaVA-NeXT), qwen2 (LLM only)"
+    )
+
+
+class _Reader:
+    """Reads values and turns every refusal into one line that names the file."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def llm(
+        self,
+        text: Mapping[str, Any],
+        ids: Mapping[str, Any],
+        generation: Mapping[str, Any],
+        tied: bool,
+    ) -> LlmConfig:
+        """text: the Qwen2 part; ids: where token ids are looked up."""
+        self.equals(text, "hidden_act", "silu", default="silu")
+        heads = self.count(text, "num_attention_heads", _QWEN2)
+        hidden = self.count(text, "hidden_size", _QWEN2)
+        # Qwen2Config's default of 32 key-value heads is overruled by every real checkpoint.
+        kv_heads = self.count(text, "num_key_value_heads", {"num_key_value_heads": heads})
+        head_dim = self.count(text, "head_dim", {"head_dim": hidden // heads})
+        if heads % kv_heads or head_dim % 2:
+            raise self.refusal(
+                f"{heads} query heads over {kv_heads} key-value heads of {head_dim}",
+                "query heads a multiple of key-value heads, an even head size",
+            )
+        layers = self.count(text, "num_hidden_layers", _QWEN2)
+        self.sliding_window(text, layers)
+        eos = _first(generation.get("eos_token_id"), ids.get("eos_token_id"))
+        eos_ids = tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,)
+        pad = _first(generation.get("pad_token_id"), ids.get("pad_token_id"))
+        return LlmConfig(
+            dims=LlmDims(
+                layers=layers,
+                hidden=hidden,
+                intermediate=self.count(text, "intermediate_size", _QWEN2),
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                vocab=self.count(text, "vocab_size", _QWEN2),
+                tied_embeddings=tied,
+            ),
+            rope_theta=self.rope_theta(text),
+            rms_norm_eps=self.number(text, "rms_norm_eps", _QWEN2),
+            max_positions=self.count(text, "max_position_embeddings", _QWEN2),
+            eos_ids=eos_ids,
+            pad_id=pad if pad is not None else (eos_ids[0] if eos_ids else None),
+        )
+
+    def vision(
+        self, vision: Mapping[str, Any], defaults: Mapping[str, Any], feature_layer: Any
+    ) -> VisionConfig:
+        """feature_layer: index into the hidden states, of which there is one more than layers."""
+        self.equals(vision, "num_channels", 3, default=3)
+        activation = vision.get("hidden_act", "gelu_pytorch_tanh")
+        if activation not in ("gelu_pytorch_tanh", "gelu"):
+            raise self.refusal(f"vision hidden_act={activation!r}", "gelu_pytorch_tanh, gelu")
+        layers = self.count(vision, "num_hidden_layers", defaults)
+        if not isinstance(feature_layer, int) or isinstance(feature_layer, bool):
+            raise self.refusal(f"vision_feature_layer={feature_layer!r}", "one integer")
+        used = feature_layer if feature_layer >= 0 else layers + 1 + feature_layer
+        if not 1 <= used <= layers:
+            raise self.refusal(
+                f"vision_feature_layer={feature_layer} of {layers} layers", f"-{layers} to {layers}"
+            )
+        heads = self.count(vision, "num_attention_heads", defaults)
+        hidden = self.count(vision, "hidden_size", defaults)
+        size, patch = (self.count(vision, key, defaults) for key in ("image_size", "patch_size"))
+        if hidden % heads or size < patch:
+            raise self.refusal(
+                f"vision tower of hidden {hidden}, {heads} heads, image {size}, patch {patch}",
+                "hidden a multiple of the heads, an image of at least one patch",
+            )
+        return VisionConfig(
+            dims=VisionDims(
+                layers=used,
+                hidden=hidden,
+                intermediate=self.count(vision, "intermediate_size", defaults),
+                patch=patch,
+                patches_per_side=size // patch,
+            ),
+            heads=heads,
+            image_size=size,
+            layer_norm_eps=self.number(vision, "layer_norm_eps", _SIGLIP),
+            tanh_gelu=activation == "gelu_pytorch_tanh",
+        )
+
+    def llava_next(self, config: Mapping[str, Any]) -> None:
+        """Refuses LLaVA-NeXT settings whose video path is not OneVision's."""
+        if config.get("model_type") not in ("llava", "llava_qwen", "qwen2"):
+            raise self.refusal(f"model_type={config.get('model_type')!r}", "llava, llava_qwen")
+        self.equals(config, "mm_projector_type", "mlp2x_gelu", default="linear")
+        self.equals(config, "mm_spatial_pool_mode", "bilinear", default=None)
+        self.equals(config, "mm_newline_position", "one_token", default="one_token")
+        self.equals(config, "add_faster_video", False, default=False)
+        merge = config.get("mm_patch_merge_type", "flat")
+        if not str(merge).startswith("spatial") or "unpad" not in str(merge):
+            raise self.refusal(f"mm_patch_merge_type={merge!r}", "spatial_unpad")
+        resampler = config.get("mm_resampler_type")
+        if resampler not in (None, "spatial_pool"):
+            raise self.refusal(f"mm_resampler_type={resampler!r}", "none")
+
+    def rope_theta(self, text: Mapping[str, Any]) -> float:
+        """The RoPE base; transformers 5 moved it into rope_parameters."""
+        parameters = text.get("rope_parameters") or {}
+        scaling = text.get("rope_scaling") or {}
+        kinds = {
+            str(source.get("rope_type", source.get("type", "default")))
+            for source in (parameters, scaling)
+            if source
+        }
+        if kinds - {"default"}:
+            raise self.refusal(f"rope type {sorted(kinds)}", "default (no RoPE scaling)")
+        theta = parameters.get("rope_theta", text.get("rope_theta", 10_000.0))
+        return self.number({"rope_theta": theta}, "rope_theta", {})
+
+    def sliding_window(self, text: Mapping[str, Any], layers: int) -> None:
+        sliding = "sliding_attention" in (text.get("layer_types") or [])
+        if text.get("use_sliding_window") and text.get("sliding_window"):
+            sliding = sliding or text.get("max_window_layers", 28) < layers
+        if sliding:
+            raise self.refusal("sliding window attention in use", "full attention in all layers")
+
+    def count(self, values: Mapping[str, Any], key: str, defaults: Mapping[str, Any]) -> int:
+        value = values.get(key)
+        value = defaults.get(key) if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.refusal(f"{key}={value!r}", "an integer >= 1")
+        return value
+
+    def number(self, values: Mapping[str, Any], key: str, defaults: Mapping[str, Any]) -> float:
+        value = values.get(key)
+        value = defaults.get(key) if value is None else value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise self.refusal(f"{key}={value!r}", "a number > 0")
+        return float(value)
+
+    def equals(
+        self, values: Mapping[str, Any], key: str, allowed: Any, *, default: Any, section: str = ""
+    ) -> None:
+        if (found := values.get(key, default)) != allowed:
+            prefix = f"{section}." if section else ""
+            raise self.refusal(f"{prefix}{key}={found!r}", repr(allowed))
+
+    def refuse_if(self, values: Mapping[str, Any], key: str, remedy: str) -> None:
+        if values.get(key):
+            raise DyCokeError(f"{self.where}: {key} is not supported; {remedy}")
+
+    def refusal(self, found: str, allowed: str) -> DyCokeError:
+        return DyCokeError(f"{self.where}: {found} is not supported; allowed: {allowed}")
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,137 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.core.ttm import ttm_count
+from dycoke_trt.export.checkpoint import Checkpoint, open_checkpoint
+from dycoke_trt.export.llm_reader import read_llm
+from dycoke_trt.export.model import export_parts
+from dycoke_trt.export.preprocessing import PixelScale, read_chat_template, read_pixel_scale
+
+CONFIG = DyCokeConfig(l=1)
+
+
+def files_in(directory: Path) -> list[str]:
+    found = (p for p in directory.rglob("*") if p.is_file())
+    return sorted(p.relative_to(directory).as_posix() for p in found)
+
+
+def test_parts(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    parts = export_parts(checkpoint, tmp_path / "parts", CONFIG, "bf16", 2, external_bytes=0)
+    assert list(parts.files) == files_in(tmp_path / "parts")
+    assert parts.files == (
+        "llm/config.json",
+        "llm/rank0.safetensors",
+        "llm/rank1.safetensors",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "vision_ttm.onnx",
+        "vision_ttm.onnx.data",
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["parts"]
+    assert parts.source_revision == checkpoint.revision
+    assert parts.visual_token_base == 103 == read_llm(tmp_path / "parts" / "llm").visual_token_base
+    assert parts.visual_tokens(8) == ttm_count(8, 16, 0.7) + 1
+    assert (parts.eos_ids, parts.pad_id, parts.image_size) == ((7,), 7, 101)
+    assert parts.pixel_scale == PixelScale()
+    assert parts.chat_template == "{{ messages }}"
+
+
+def test_a_bare_llm_gives_the_llm_alone(rewrite: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = rewrite("lmms", tower=False)
+    config = json.loads((source / "config.json").read_text())
+    bare = {k: v for k, v in config.items() if not k.startswith("mm_")} | {"model_type": "qwen2"}
+    (source / "config.json").write_text(json.dumps(bare))
+    tensors = load_file(source / "model.safetensors")
+    kept = {n: t for n, t in tensors.items() if "mm_" not in n and "newline" not in n}
+    save_file(kept, source / "model.safetensors")
+    parts = export_parts(open_checkpoint(source), tmp_path / "p", CONFIG, tokenizer=False)
+    assert files_in(tmp_path / "p") == ["llm/config.json", "llm/rank0.safetensors"]
+    assert parts.vision is None
+    assert parts.image_size is None
+    with pytest.raises(ValueError, match="no visual tokens"):
+        parts.visual_tokens(8)
+
+
+@pytest.mark.parametrize(
+    ("config", "tp", "message"),
+    [
+        (CONFIG, 8, "tp=8 is impossible"),
+        (DyCokeConfig.paper(), 1, "leaves nothing to prune"),
+        (DyCokeConfig.reference(), 1, "ttm='reference' cannot be exported"),
+    ],
+)
+def test_a_refusal_leaves_nothing(
+    checkpoint: Checkpoint, tmp_path: Path, config: DyCokeConfig, tp: int, message: str
+) -> None:
+    with pytest.raises(DyCokeError, match=message):
+        export_parts(checkpoint, tmp_path / "parts", config, "fp32", tp, external_bytes=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_leaves_nothing(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "chunks", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_parts(checkpoint, tmp_path / "parts", CONFIG, external_bytes=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_tokenizer_is_one_line(rewrite: Any, tmp_path: Path) -> None:
+    source = rewrite("transformers5")
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(DyCokeError, match="holds no tokenizer"):
+        export_parts(open_checkpoint(source), tmp_path / "parts", CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_place_is_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DyCokeError, match=r"file/parts: cannot be written \(Not a directory\)"):
+        export_parts(checkpoint, tmp_path / "file" / "parts", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("files", "template"),
+    [
+        ({}, None),
+        ({"chat_template.jinja": "A", "tokenizer_config.json": '{"chat_template": "B"}'}, "A"),
+        ({"chat_template.json": '{"chat_template": "C"}'}, "C"),
+        (
+            {
+                "tokenizer_config.json": json.dumps(
+                    {"chat_template": [{"name": "default", "template": "D"}]}
+                )
+            },
+            "D",
+        ),
+        ({"processor_config.json": "{}", "tokenizer_config.json": "{}"}, None),
+    ],
+)
+def test_chat_template(tmp_path: Path, files: dict[str, str], template: str | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert read_chat_template(tmp_path) == template
+
+
+def test_pixel_scale_of_videos_wins(tmp_path: Path) -> None:
+    assert read_pixel_scale(tmp_path, 384) == PixelScale()
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    other = {"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "size": {"height": 384}}
+    processor = {"image_processor": half, "video_processor": other}
+    (tmp_path / "processor_config.json").write_text(json.dumps(processor))
+    assert read_pixel_scale(tmp_path, 384).mean == (0.1, 0.1, 0.1)
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(half))
+    assert read_pixel_scale(tmp_path, 384) == PixelScale()
+    (tmp_path / "video_preprocessor_config.json").write_text('{"image_mean": [1], "image_std": 2}')
+    with pytest.raises(DyCokeError, match=r"image_mean=\[1\] is not supported"):
+        read_pixel_scale(tmp_path, 384)
