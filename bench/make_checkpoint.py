@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bundle.files import atomic_directory
 from ..core.dims import PRESETS, LlmDims, ModelDims, preset
 from ..export.dtypes import TORCH_DTYPES, DTypeName
 from ..export.model_config import LlmConfig, VisionConfig
 from ..export.names import llm_shapes, vision_shapes
 from ..export.safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
-from ..export.staging import staged_directory
 
 SHARD_BYTES = 4 << 30
 _PREFIXES = {
@@ -66,7 +66,7 @@ def make_checkpoint(
     ]
     shards = _split(plans, shard_bytes)
     weight_map: dict[str, str] = {}
-    with staged_directory(directory) as stage:
+    with atomic_directory(directory) as stage:
         for i, shard in enumerate(shards, 1):
             file = f"model-{i:05}-of-{len(shards):05}.safetensors"
             write_safetensors(stage / file, shard)

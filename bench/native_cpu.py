@@ -38,13 +38,15 @@ def build(layers: int) -> tuple[Any, LlmConfig, Weights]:
 
     dims = preset("llava-ov-0.5b").llm
     torch.manual_seed(0)
+    rotary: dict[str, Any] = {"rope_theta": 1e6}  # transformers 5 moves it where it belongs
     config = Qwen2Config(
         vocab_size=dims.vocab, hidden_size=dims.hidden, intermediate_size=dims.intermediate,
         num_hidden_layers=layers, num_attention_heads=dims.heads,
         num_key_value_heads=dims.kv_heads, max_position_embeddings=32_768, rope_theta=1e6,
         tie_word_embeddings=True,
     )  # fmt: skip
-    model = Qwen2ForCausalLM(config).eval().requires_grad_(False)
+    model = Qwen2ForCausalLM(config).requires_grad_(False)
+    model.train(False)
     native = []
     for layer in model.model.layers:
         a, m = layer.self_attn, layer.mlp
@@ -99,11 +101,12 @@ def run_native(
     engine = NativeEngine(model, config, EngineLimits(max_batch=batch, prefill_chunk=8192))
     visual = len(embeds) - TEXT
     prompt = list(range(14)) + list(range(llm.vocab, llm.vocab + visual)) + list(range(TEXT - 14))
-    firsts, last, counted = [], [0.0], [0]
+    firsts: list[str] = []
+    last, counted = [0.0], [0]
 
     def on_event(event: Event) -> None:
-        if event.tokens and event.request_id not in [name for name, _ in firsts]:
-            firsts.append((event.request_id, time.perf_counter()))
+        if event.tokens and event.request_id not in firsts:
+            firsts.append(event.request_id)
         counted[0] += len(event.tokens)
         last[0] = time.perf_counter()
 

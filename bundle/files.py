@@ -60,11 +60,13 @@ def open_bundle(bundle: Path, *, hashes: bool = False) -> Manifest:
 def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary directory beside `target` that becomes it, or vanishes with the exception.
 
-    Raises DyCokeError if `target` exists and is not an old bundle that may be replaced.
+    An empty directory may stand in its place, and with `replace` an old bundle. Raises DyCokeError
+    for anything else that does, and if nothing can be written there.
     """
-    if target.exists() and not (replace and (target / FILE).is_file()):
-        hint = "choose another directory, or use --force to replace an old bundle"
-        raise DyCokeError(f"{target} exists already; {hint}")
+    old_bundle = (target / FILE).is_file()
+    if target.exists() and not (replace and old_bundle) and not _is_empty_directory(target):
+        force = ", or use --force to replace the old bundle" if old_bundle else ""
+        raise DyCokeError(f"{target} exists already; choose another directory{force}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -73,7 +75,7 @@ def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         yield work
         work.chmod(0o755)  # mkdtemp makes it private
-        if target.exists():
+        if old_bundle:
             old = work.with_name(work.name + ".old")
             target.rename(old)
             work.rename(target)
@@ -82,6 +84,10 @@ def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
             work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_empty_directory(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def atomic_write(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..bundle.files import atomic_directory, atomic_write, describe_parts
-from ..bundle.manifest import FILE, Llm, Manifest, Source, Vision
+from ..bundle.manifest import FILE, Manifest
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .checkpoint import open_checkpoint
@@ -45,15 +45,15 @@ def export_bundle(
     with atomic_directory(target, replace=replace) as work:
         parts = export_parts(checkpoint, work, config, DTYPES[dtype], tp)
         _fast_tokenizer(work / TOKENIZER_DIRECTORY)
-        manifest = _manifest(parts, work, dtype, max_frames)
+        manifest = _manifest(parts, work, max_frames)
         atomic_write(work / FILE, manifest.model_dump_json(indent=2) + "\n")
     return manifest
 
 
-def _manifest(parts: ExportedParts, work: Path, dtype: str, max_frames: int) -> Manifest:
+def _manifest(parts: ExportedParts, work: Path, max_frames: int) -> Manifest:
     llm, vision = parts.llm_dims, parts.vision
     assert vision is not None
-    assert parts.image_size is not None
+    dtype = next(name for name, short in DTYPES.items() if short == parts.dtype)
     if not parts.eos_ids or parts.pad_id is None:
         raise DyCokeError(
             "the checkpoint names no eos_token_id; add it to its generation_config.json"
@@ -61,25 +61,25 @@ def _manifest(parts: ExportedParts, work: Path, dtype: str, max_frames: int) -> 
     return Manifest.model_validate(
         {
             "exporter": f"dycoke-trt {version('dycoke-trt')}",
-            "source": Source(format=parts.source_kind, revision=parts.source_revision),
+            "source": {"format": parts.source_kind, "revision": parts.source_revision},
             "dycoke": parts.config.to_dict(),
-            "vision": Vision(
-                image_size=parts.image_size,
-                tokens_per_frame=vision.tokens_per_frame,
-                dtype=dtype,
-                max_frames=max_frames,
-            ),
-            "llm": Llm(
-                layers=llm.layers,
-                hidden=llm.hidden,
-                heads=llm.heads,
-                kv_heads=llm.kv_heads,
-                head_dim=llm.head_dim,
-                vocab=llm.vocab,
-                max_positions=parts.max_positions,
-                dtype=dtype,
-                tp=parts.tp,
-            ),
+            "vision": {
+                "image_size": parts.image_size,
+                "tokens_per_frame": vision.tokens_per_frame,
+                "dtype": dtype,
+                "max_frames": max_frames,
+            },
+            "llm": {
+                "layers": llm.layers,
+                "hidden": llm.hidden,
+                "heads": llm.heads,
+                "kv_heads": llm.kv_heads,
+                "head_dim": llm.head_dim,
+                "vocab": llm.vocab,
+                "max_positions": parts.max_positions,
+                "dtype": dtype,
+                "tp": parts.tp,
+            },
             "template": render_template(
                 parts.chat_template, work / TOKENIZER_DIRECTORY / "tokenizer.json"
             ),

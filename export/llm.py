@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bundle.files import atomic_directory
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .checkpoint import Checkpoint
@@ -21,7 +22,6 @@ from .dtypes import TORCH_DTYPES, DTypeName
 from .llm_layout import check_tp, padded_vocab, rank_shapes
 from .model_config import LlmConfig
 from .safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
-from .staging import staged_directory
 
 _TRT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _NORMS = {
@@ -48,7 +48,7 @@ def export_llm(
     check_tp(dims, tp)
     config.check_layers(dims.layers)
     names = ["config.json"]
-    with staged_directory(directory) as stage:
+    with atomic_directory(directory) as stage:
         for rank in range(tp):
             names.append(f"rank{rank}.safetensors")
             plans = _rank_plans(checkpoint, rank, tp, TORCH_DTYPES[dtype])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..bundle.files import atomic_directory
 from ..core.config import DyCokeConfig
 from ..core.dims import LlmDims, VisionDims
 from ..core.ttm import ttm_count
@@ -12,7 +13,6 @@ from .checkpoint import Checkpoint
 from .dtypes import DTypeName
 from .llm import export_llm
 from .preprocessing import PixelScale, copy_tokenizer, read_chat_template
-from .staging import staged_directory
 from .vision import EXTERNAL_BYTES, VisionExport, export_vision
 
 VISION_FILE = "vision_ttm.onnx"
@@ -77,7 +77,7 @@ def export_parts(
     directory = Path(directory)
     files: list[str] = []
     vision = None
-    with staged_directory(directory) as stage:
+    with atomic_directory(directory) as stage:
         if tokenizer:
             names = copy_tokenizer(checkpoint.directory, stage / TOKENIZER_DIRECTORY)
             files += [f"{TOKENIZER_DIRECTORY}/{name}" for name in names]

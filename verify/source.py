@@ -29,7 +29,7 @@ def load_source(directory: Path) -> LlavaOnevisionForConditionalGeneration:
         raise DyCokeError(
             f"{directory}: transformers cannot load it as LLaVA-OneVision ({reason})"
         ) from None
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()  # type: ignore[no-any-return, no-untyped-call]
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def vision_stages(
     visual_embeds [B, M+1, D].
     """
     inner: Any = model.model
-    layer = model.config.vision_feature_layer
+    layer = int(model.config.vision_feature_layer)  # type: ignore[arg-type]
     hidden = inner.vision_tower(pixels.flatten(0, 1), output_hidden_states=True).hidden_states
     used = hidden[: len(hidden) + layer + 1 if layer < 0 else layer + 1]
     stages = {"tower/embeddings/output": used[0]}

@@ -100,5 +100,6 @@ def _compare(name: str, found: Any, expected: Any, bound: float) -> Check:
 def _pixel_scale(model: LlavaOnevisionForConditionalGeneration) -> tuple[list[float], list[float]]:
     from ..export.preprocessing import read_pixel_scale
 
-    scale = read_pixel_scale(Path(model.name_or_path), model.config.vision_config.image_size)
+    vision: Any = model.config.vision_config
+    scale = read_pixel_scale(Path(str(model.name_or_path)), int(vision.image_size))
     return list(scale.mean), list(scale.std)

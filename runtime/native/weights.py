@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.errors import DyCokeError
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from ...export.llm_reader import LlmCheckpoint, read_llm
 
 
 @dataclass(frozen=True)
 class LlmConfig:
-    """The part of a TensorRT-LLM checkpoint's config.json that a Qwen2 forward pass needs."""
+    """What a Qwen2 forward pass needs to know of its checkpoint."""
 
     layers: int
     hidden: int
@@ -29,30 +27,6 @@ class LlmConfig:
     rotary_base: float
     max_positions: int
     dtype: torch.dtype
-
-    @classmethod
-    def from_json(cls, config: dict[str, Any]) -> LlmConfig:
-        """Raises DyCokeError for a field that is missing or names something not supported."""
-        try:
-            if config["position_embedding_type"] != "rope_gpt_neox" or config.get("rotary_scaling"):
-                raise DyCokeError(
-                    "the native backend rotates as rope_gpt_neox without scaling, the checkpoint "
-                    f"says {config['position_embedding_type']!r}, {config.get('rotary_scaling')!r}"
-                )
-            return cls(
-                layers=config["num_hidden_layers"],
-                hidden=config["hidden_size"],
-                heads=config["num_attention_heads"],
-                kv_heads=config["num_key_value_heads"],
-                head_dim=config["head_size"],
-                vocab=config["vocab_size"],
-                norm_epsilon=config["norm_epsilon"],
-                rotary_base=config["rotary_base"],
-                max_positions=config["max_position_embeddings"],
-                dtype=_DTYPES[config["dtype"]],
-            )
-        except KeyError as error:
-            raise DyCokeError(f"llm/config.json: {error} is missing or not supported") from None
 
 
 @dataclass(frozen=True)
@@ -81,36 +55,40 @@ class Weights:
 def load_weights(
     directory: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> tuple[LlmConfig, Weights]:
-    """Reads config.json and rank0.safetensors of a TP=1 checkpoint.
+    """Reads a TensorRT-LLM checkpoint of one rank.
 
-    dtype: what to compute in; default the checkpoint's. Raises DyCokeError for a missing file or
-    tensor, or a checkpoint of several ranks.
+    dtype: what to compute in; default the checkpoint's. Raises DyCokeError for what `read_llm`
+    refuses, and for a checkpoint of several ranks.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = directory / "config.json"
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise DyCokeError(f"{path}: not a TensorRT-LLM checkpoint ({error})") from None
-    world = raw.get("mapping", {}).get("world_size", 1)
-    if world != 1:
+    checkpoint = read_llm(directory)
+    if checkpoint.tp != 1:
         raise DyCokeError(
-            f"{directory}: a checkpoint of {world} ranks; the native backend needs 1: "
+            f"{directory}: a checkpoint of {checkpoint.tp} ranks; the native backend needs 1: "
             "export with --tp 1"
         )
-    config = LlmConfig.from_json(raw)
-    file = directory / "rank0.safetensors"
-    try:
-        with safe_open(file, "pt", device=str(device)) as tensors:
-            return config, collect(
-                config, lambda n: tensors.get_tensor(n).to(dtype or config.dtype)
-            )
-    except (OSError, SafetensorError) as error:
-        raise DyCokeError(f"{file}: not readable ({error}); export again") from None
+    config = llm_config(checkpoint)
+    kind = dtype or config.dtype
+    return config, collect(config, lambda name: checkpoint.tensor(name).to(device, kind))
 
 
-def collect(config: LlmConfig, get: Any) -> Weights:
+def llm_config(checkpoint: LlmCheckpoint) -> LlmConfig:
+    """The dimensions of one rank of `checkpoint`."""
+    llm, tp = checkpoint.llm, checkpoint.tp
+    return LlmConfig(
+        layers=llm.dims.layers,
+        hidden=llm.dims.hidden,
+        heads=llm.dims.heads // tp,
+        kv_heads=llm.dims.kv_heads // tp,
+        head_dim=llm.dims.head_dim,
+        vocab=llm.dims.vocab,
+        norm_epsilon=llm.rms_norm_eps,
+        rotary_base=llm.rope_theta,
+        max_positions=llm.max_positions,
+        dtype=checkpoint.dtype,
+    )
+
+
+def collect(config: LlmConfig, get: Callable[[str], Tensor]) -> Weights:
     """Arranges tensors by TensorRT-LLM name (`get(name) -> Tensor`) into `Weights`."""
 
     def layer(i: int) -> LayerWeights:

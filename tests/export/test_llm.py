@@ -240,7 +240,7 @@ def test_a_failure_leaves_nothing(
 
 def test_an_existing_directory_is_not_touched(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
-    with pytest.raises(DyCokeError, match="exists; remove it"):
+    with pytest.raises(DyCokeError, match="exists already; choose another"):
         export_llm(checkpoint, tmp_path, CONFIG, "fp32")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
