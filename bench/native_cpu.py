@@ -40,9 +40,10 @@ def build(layers: int) -> tuple[Any, LlmConfig, Weights]:
     torch.manual_seed(0)
     rotary: dict[str, Any] = {"rope_theta": 1e6}  # transformers 5 moves it where it belongs
     config = Qwen2Config(
+        **rotary,
         vocab_size=dims.vocab, hidden_size=dims.hidden, intermediate_size=dims.intermediate,
         num_hidden_layers=layers, num_attention_heads=dims.heads,
-        num_key_value_heads=dims.kv_heads, max_position_embeddings=32_768, rope_theta=1e6,
+        num_key_value_heads=dims.kv_heads, max_position_embeddings=32_768,
         tie_word_embeddings=True,
     )  # fmt: skip
     model = Qwen2ForCausalLM(config).requires_grad_(False)
