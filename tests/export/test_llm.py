@@ -182,6 +182,11 @@ def test_config_fields(export: Any, checkpoint: Checkpoint) -> None:
     assert found.tp == 2
 
 
+def test_tp_divides_the_ffn_too() -> None:
+    assert allowed_tp(LlmDims(2, 16, 20, 8, 8, 4, 99, False)) == [1, 2, 4]
+    assert allowed_tp(LlmDims(2, 16, 21, 8, 8, 4, 99, False)) == [1]
+
+
 def test_tp_sizes_of_the_models() -> None:
     sizes = {name: allowed_tp(dims.llm) for name, dims in PRESETS.items()}
     assert sizes == {
