@@ -113,7 +113,8 @@ def _measure(
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers")},
         },
-        **list(figures.values())[-1],
+        # One setting's figures stand at the top too; a study has no single one.
+        **(list(figures.values())[-1] if len(figures) <= 2 else {}),
         "settings": figures,
     }
 
@@ -125,35 +126,53 @@ def _layers(folder: Path) -> int:
 
 
 def _show(report: dict[str, Any]) -> None:
+    """One setting beside full tokens: a column each. The study: a row each, wide."""
     from rich.console import Console
     from rich.table import Table
 
+    settings: dict[str, dict[str, Any]] = report["settings"]
+    cells = {name: _cells(figures) for name, figures in settings.items()}
+    table = Table(
+        title=f"shapes, {report['samples']} held-out samples from {report['seed']}: accuracy in %",
+        title_justify="left",
+    )
+    labels = list(next(iter(cells.values())))
+    if len(settings) <= 2:
+        for name in ("", *settings):
+            table.add_column(name)
+        for label in labels:
+            table.add_row(label, *(cells[name][label] for name in settings))
+        Console().print(table)
+    else:
+        for label in ("", *labels):
+            table.add_column(label.replace(" (95 %)", ""))
+        for name in settings:
+            # Intervals of single tasks would not fit beside each other.
+            row = (c if "short" in la else c.split(" ")[0] for la, c in cells[name].items())
+            table.add_row(name, *row)
+        Console(width=200).print(table)
+
+
+def _cells(figures: dict[str, Any]) -> dict[str, str]:
+    """Label -> text of one setting's figures."""
     from ..eval.report import SHORT
 
-    settings = report["settings"]
-    tasks = list(report["tasks"])
-    title = f"shapes, {report['samples']} held-out samples from {report['seed']}: accuracy in %"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for column in (*tasks, "short, 95 %", "short - full", "visual", "pruned", "gate", "mass"):
-        table.add_column(column, justify="right")
-    for name, got in settings.items():
-        cells = [f"{100 * got['tasks'][task]['accuracy']:.1f}" for task in tasks]
-        cells.append(_interval(got[SHORT]))
-        cells.append(_interval(got["difference"].get(SHORT)) if "difference" in got else "")
-        steps, mass = got["steps"], got["attention_mass_kept"]
-        cells += [
-            f"{got['visual_tokens']}",
-            f"{100 * got['steps_pruned'] / steps:.0f} %" if steps else "",
-            f"{100 * got['gate_hits'] / steps:.0f} %" if steps else "",
-            "" if mass is None else f"{100 * mass:.0f} %",
-        ]
-        table.add_row(name, *cells)
-    Console().print(table)
-    typer.echo(
-        "visual: visual tokens in the prompt; pruned: decode steps that left some out; gate: steps "
-        "that resembled the last; mass: visual attention on the kept tokens in pruned steps"
-    )
+    steps, mass = figures["steps"], figures["attention_mass_kept"]
+
+    def share(count: int) -> str:
+        return f"{100 * count / steps:.0f}%" if steps else ""
+
+    difference = figures.get("difference", {})
+    return {
+        **{f"{task} (95 %)": _interval(got) for task, got in figures["tasks"].items()},
+        "short (95 %)": _interval(figures[SHORT]),
+        "short - full": _interval(difference.get(SHORT)),
+        "describe - full": _interval(difference.get("describe")),
+        "visual tokens": str(figures["visual_tokens"]),
+        "steps pruned": share(figures["steps_pruned"]),
+        "gate hits": share(figures["gate_hits"]),
+        "mass kept": "" if mass is None else f"{100 * mass:.0f}%",
+    }
 
 
 def _interval(estimate: dict[str, float] | None) -> str:

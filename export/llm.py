@@ -19,7 +19,7 @@ from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .checkpoint import Checkpoint
 from .dtypes import TORCH_DTYPES, DTypeName
-from .llm_layout import check_tp, padded_vocab, rank_shapes
+from .llm_layout import check_tp, kv_heads_of_rank, padded_vocab, rank_shapes
 from .model_config import LlmConfig
 from .safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
 
@@ -154,7 +154,9 @@ def _source_pieces(checkpoint: Checkpoint, name: str, rank: int, tp: int) -> Ite
             yield chunk[:, rank * columns : (rank + 1) * columns]
     else:
         kind = part.rsplit(".", 1)[1]  # weight or bias of q, k and v: rows q | k | v
-        for letter, heads in (("q", dims.heads), ("k", dims.kv_heads), ("v", dims.kv_heads)):
-            rows = heads // tp * dims.head_dim
+        share = dims.heads // tp
+        kv = kv_heads_of_rank(dims, rank, tp)
+        for letter, heads in (("q", range(rank * share, (rank + 1) * share)), ("k", kv), ("v", kv)):
             source = f"{layer}self_attn.{letter}_proj.{kind}"
-            yield from checkpoint.chunks(source, rank * rows, (rank + 1) * rows)
+            rows = heads.start * dims.head_dim, heads.stop * dims.head_dim
+            yield from checkpoint.chunks(source, *rows)

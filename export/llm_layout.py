@@ -2,7 +2,8 @@
 
 Matrices are [out, in]. Column-parallel ones (qkv, fc, gate, lm_head) are split on rows over the
 ranks, row-parallel ones (dense, proj) on columns; embedding and norms are whole on every rank.
-`mlp.fc` is Qwen2's gate_proj and `mlp.gate` its up_proj.
+`mlp.fc` is Qwen2's gate_proj and `mlp.gate` its up_proj. With more ranks than key-value heads, as
+many ranks as there are to a head hold a copy of it, as in TensorRT-LLM.
 """
 
 from __future__ import annotations
@@ -14,12 +15,20 @@ TP_SIZES = (1, 2, 4, 8)
 
 
 def allowed_tp(dims: LlmDims) -> list[int]:
-    """Tensor-parallel sizes that divide query heads, key-value heads and the FFN."""
+    """Tensor-parallel sizes that divide query heads and FFN, and divide or copy KV heads."""
     return [
         tp
         for tp in TP_SIZES
-        if not (dims.heads % tp or dims.kv_heads % tp or dims.intermediate % tp)
+        if dims.heads % tp == dims.intermediate % tp == 0
+        and (dims.kv_heads % tp == 0 or tp % dims.kv_heads == 0)
     ]
+
+
+def kv_heads_of_rank(dims: LlmDims, rank: int, tp: int) -> range:
+    """The key-value heads that a rank holds: its share, or the one head that it has a copy of."""
+    count = max(1, dims.kv_heads // tp)
+    first = rank * dims.kv_heads // tp
+    return range(first, first + count)
 
 
 def check_tp(dims: LlmDims, tp: int) -> None:
@@ -39,7 +48,8 @@ def padded_vocab(vocab: int, tp: int) -> int:
 def rank_shapes(dims: LlmDims, tp: int) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor in one rank's file, in file order; equal for all ranks."""
     d, m = dims.hidden, dims.intermediate // tp
-    q, kv = dims.heads // tp * dims.head_dim, dims.kv_heads // tp * dims.head_dim
+    q = dims.heads // tp * dims.head_dim
+    kv = len(kv_heads_of_rank(dims, 0, tp)) * dims.head_dim
     shapes: dict[str, tuple[int, ...]] = {"transformer.vocab_embedding.weight": (dims.vocab, d)}
     for i in range(dims.layers):
         layer = f"transformer.layers.{i}."

@@ -78,7 +78,7 @@ def llm_config(checkpoint: LlmCheckpoint) -> LlmConfig:
         layers=llm.dims.layers,
         hidden=llm.dims.hidden,
         heads=llm.dims.heads // tp,
-        kv_heads=llm.dims.kv_heads // tp,
+        kv_heads=max(1, llm.dims.kv_heads // tp),
         head_dim=llm.dims.head_dim,
         vocab=llm.dims.vocab,
         norm_epsilon=llm.rms_norm_eps,
