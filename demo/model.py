@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core.errors import DyCokeError
 from .scenes import IMAGE_SIZE
 from .tokenizer import END, END_OF_TEXT, IMAGE, VIDEO
 
@@ -128,22 +129,38 @@ def save_model(model: LlavaOnevisionForConditionalGeneration, folder: Path) -> N
         _write(folder / name, content)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model directory; raises DyCokeError in one line where there is none."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DyCokeError(f"{path} is missing: no model there") from None
+    except (OSError, ValueError) as error:
+        raise DyCokeError(f"{path}: not readable ({error})") from None
+    if not isinstance(config, dict) or "text_config" not in config:
+        raise DyCokeError(f"{path}: not of a LLaVA-OneVision model (no text_config)")
+    return config
+
+
 def load_model(folder: Path) -> LlavaOnevisionForConditionalGeneration:
     """The model in `folder` in fp32, ready for inference.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that cannot be read; one line.
+    Raises DyCokeError in one line for a file that is missing or cannot be read.
     """
     from safetensors import SafetensorError
     from transformers import LlavaOnevisionForConditionalGeneration
 
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing: no model there")
+    read_config(folder)
+    if not (folder / "model.safetensors").is_file():
+        raise DyCokeError(f"{folder / 'model.safetensors'} is missing: no model there")
     try:
-        model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{folder} holds no readable model: {first}") from error
+        model = LlavaOnevisionForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DyCokeError(f"{folder} holds no readable model: {first}") from None
     return model.eval()
 
 

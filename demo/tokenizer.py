@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.errors import DyCokeError
 from .shapes import TRAIN_SEEDS, questions, scene_for
 
 if TYPE_CHECKING:
@@ -127,12 +128,17 @@ def train_tokenizer(folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`. Raises FileNotFoundError in one line where it is missing."""
+    """The tokenizer in `folder`. Raises DyCokeError in one line where it cannot be read."""
     from transformers import AutoTokenizer
 
-    if not (folder / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"{folder / 'tokenizer.json'} is missing: no tokenizer there")
-    return AutoTokenizer.from_pretrained(folder)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise DyCokeError(f"{path} is missing: no tokenizer there")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DyCokeError(f"{path}: not readable ({first})") from None
 
 
 def _corpus() -> list[str]:

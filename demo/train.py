@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pretrain-videos", type=int, default=1_200, help="videos whose frames stage 1 uses")
     add("--videos", type=int, default=16_000, help="videos of stage 2")
     add("--test-videos", type=int, default=140, help="held-out videos of the learning curve")
-    add("--steps", type=int, default=2_400, help="steps of stage 2")
+    add("--steps", type=int, default=4_000, help="steps of stage 2")
     add("--videos-per-step", type=int, default=16)
     return parser
 

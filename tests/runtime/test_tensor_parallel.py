@@ -1,0 +1,95 @@
+"""Shards of the demo model, executed side by side and summed, generate what one rank generates."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.demo import MODEL_DIR
+from dycoke_trt.export.checkpoint import open_checkpoint
+from dycoke_trt.export.llm import export_llm
+from dycoke_trt.export.llm_reader import read_llm
+from dycoke_trt.runtime.native.engine import NativeEngine
+from dycoke_trt.runtime.native.model import Qwen2
+from dycoke_trt.runtime.native.request import Event, Request
+from dycoke_trt.runtime.native.weights import collect, llm_config
+
+PROMPT, NEW, BLOCK = 40, 24, 8
+
+
+def generate(model: Qwen2, prompt: list[int], visual: torch.Tensor) -> list[int]:
+    events: list[Event] = []
+    engine = NativeEngine(model, DyCokeConfig.off())
+    engine.submit(Request("r", prompt, NEW, events.append, visual))
+    engine.run_until_idle()
+    return [token for event in events for token in event.tokens]
+
+
+def shards(directory: Path) -> list[Qwen2]:
+    """One Qwen2 per rank; their partial sums meet at a barrier, as in an all-reduce."""
+    checkpoint = read_llm(directory)
+    config, tp = llm_config(checkpoint), checkpoint.tp
+    barrier, parts = threading.Barrier(tp), [torch.empty(0)] * tp
+
+    def all_reduce(rank: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def reduce(x: torch.Tensor) -> torch.Tensor:
+            parts[rank] = x
+            barrier.wait(timeout=60)
+            total = torch.stack(parts).sum(0)
+            barrier.wait(timeout=60)
+            return total
+
+        return reduce
+
+    heads = [checkpoint.tensor("lm_head.weight", rank) for rank in range(tp)]
+
+    def rank_tensor(name: str, rank: int) -> torch.Tensor:
+        # Every rank gets the whole head, so that each picks the same token without a gather.
+        if name == "lm_head.weight":
+            return torch.cat(heads)[: config.vocab]
+        return checkpoint.tensor(name, rank)
+
+    blocks = -(-(PROMPT + NEW) // BLOCK)
+    return [
+        Qwen2(
+            config,
+            collect(config, lambda name, rank=rank: rank_tensor(name, rank)),
+            blocks,
+            BLOCK,
+            reduce=all_reduce(rank),
+        )
+        for rank in range(tp)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_and_four_ranks_give_the_tokens_of_one(tmp_path: Path, seed: int) -> None:
+    checkpoint = open_checkpoint(MODEL_DIR)
+    torch.manual_seed(seed)
+    vocab = checkpoint.llm.dims.vocab
+    visual = torch.randn(PROMPT - 10, checkpoint.llm.dims.hidden) * 0.3
+    text = torch.randint(300, (10,)).tolist()
+    prompt = text[:5] + list(range(vocab, vocab + len(visual))) + text[5:]
+    answers = []
+    for tp in (1, 2, 4):
+        directory = tmp_path / str(tp)
+        export_llm(checkpoint, directory, DyCokeConfig.off(), "fp32", tp)
+        ranks = shards(directory)
+        found: list[list[int]] = [[] for _ in ranks]
+
+        def work(rank: int, ranks=ranks, found=found) -> None:
+            found[rank] = generate(ranks[rank], prompt, visual)
+
+        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(tp)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=120)
+        assert all(tokens == found[0] for tokens in found)
+        assert len(found[0]) == NEW
+        answers.append(found[0])
+    assert answers[0] == answers[1] == answers[2]
