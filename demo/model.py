@@ -44,8 +44,8 @@ def build_model(
         SiglipVisionConfig,
     )
 
-    end, pad = tokenizer.convert_tokens_to_ids([END, END_OF_TEXT])
-    image, video = tokenizer.convert_tokens_to_ids([IMAGE, VIDEO])
+    vocabulary = tokenizer.get_vocab()
+    end, pad, image, video = (vocabulary[token] for token in (END, END_OF_TEXT, IMAGE, VIDEO))
     vision = SiglipVisionConfig(
         hidden_size=96,
         intermediate_size=288,
@@ -161,7 +161,7 @@ def load_model(folder: Path) -> LlavaOnevisionForConditionalGeneration:
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DyCokeError(f"{folder} holds no readable model: {first}") from None
-    return model.eval()
+    return model.eval()  # type: ignore[no-any-return]
 
 
 def _published_name(name: str) -> str:

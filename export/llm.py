@@ -158,5 +158,5 @@ def _source_pieces(checkpoint: Checkpoint, name: str, rank: int, tp: int) -> Ite
         kv = kv_heads_of_rank(dims, rank, tp)
         for letter, heads in (("q", range(rank * share, (rank + 1) * share)), ("k", kv), ("v", kv)):
             source = f"{layer}self_attn.{letter}_proj.{kind}"
-            rows = heads.start * dims.head_dim, heads.stop * dims.head_dim
-            yield from checkpoint.chunks(source, *rows)
+            start, stop = heads.start * dims.head_dim, heads.stop * dims.head_dim
+            yield from checkpoint.chunks(source, start, stop)

@@ -29,7 +29,7 @@ def load_source(directory: Path) -> LlavaOnevisionForConditionalGeneration:
         raise DyCokeError(
             f"{directory}: transformers cannot load it as LLaVA-OneVision ({reason})"
         ) from None
-    return model.eval()  # type: ignore[no-any-return, no-untyped-call]
+    return model.eval()  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
