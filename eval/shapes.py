@@ -61,24 +61,34 @@ class Answerer:
         """fp32 [F, N, D] of the sample's frames after an mp4 round trip."""
         return frame_features(self.model, to_pixels(round_trip(sample.frames)))
 
+    @torch.no_grad()
+    def visual(self, features: torch.Tensor, config: DyCokeConfig) -> torch.Tensor:
+        """What the language model sees of a video: [V, D], survivors and image_newline."""
+        merged = ttm_merge(features, config.k, config.ttm, seed=config.seed)
+        return torch.cat([merged, self.model.model.image_newline[None]])
+
     def generate(
         self, features: torch.Tensor, question: str, config: DyCokeConfig
     ) -> tuple[Generation, int]:
         """The oracle's generation and the number of visual tokens, image_newline included."""
-        merged = ttm_merge(features, config.k, config.ttm, seed=config.seed)
-        visual = torch.cat([merged, self.model.model.image_newline[None]])
-        before, after = (self._embed(t) for t in (prompt_prefix(), prompt_suffix(question)))
+        visual = self.visual(features, config)
+        before, after = self.embed_prompt(question)
         span = (len(before), len(before) + len(visual))
         generation = generate(
             self.model.model.language_model,
             self.model.lm_head,
-            torch.cat([before, visual, after]).detach(),
+            torch.cat([before, visual, after]),
             span,
             config,
             max_new_tokens=MAX_NEW_TOKENS,
             end_ids=self.end_ids,
         )
         return generation, len(visual)
+
+    @torch.no_grad()
+    def embed_prompt(self, question: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings [n, D] of the prompt before and after the visual tokens."""
+        return self._embed(prompt_prefix()), self._embed(prompt_suffix(question))
 
     def decode(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

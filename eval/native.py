@@ -1,0 +1,84 @@
+"""The same suite through the exported LLM and the native backend instead of the oracle."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from ..core.config import DyCokeConfig
+from ..core.reselection import tokens_kept
+from ..demo.tokenizer import prompt_prefix, prompt_suffix
+from ..export.checkpoint import open_checkpoint
+from ..export.llm import export_llm
+from ..runtime.native.engine import EngineLimits, NativeEngine
+from ..runtime.native.model import Qwen2
+from ..runtime.native.pruning import StepTrace
+from ..runtime.native.request import Event, Request
+from ..runtime.native.weights import load_weights
+from .oracle import Generation, Step
+from .shapes import MAX_NEW_TOKENS, Answerer
+
+POOL_TOKENS = 1024
+
+
+class NativeAnswerer(Answerer):
+    """Answers with a freshly exported LLM; both granularities, any block size."""
+
+    def __init__(self, model_dir: Path, tokens_per_block: int) -> None:
+        super().__init__(model_dir)
+        with tempfile.TemporaryDirectory() as folder:
+            llm = Path(folder) / "llm"
+            export_llm(open_checkpoint(model_dir), llm, DyCokeConfig.off(), "fp32")
+            self._llm = load_weights(llm)
+        self._block = tokens_per_block
+        self._engines: dict[DyCokeConfig, NativeEngine] = {}
+        self.last_steps: list[Step] = []  # of the last generation
+
+    @torch.no_grad()
+    def generate(
+        self, features: torch.Tensor, question: str, config: DyCokeConfig
+    ) -> tuple[Generation, int]:
+        visual = self.visual(features, config)
+        before, after = (
+            self.tokenizer(text).input_ids for text in (prompt_prefix(), prompt_suffix(question))
+        )
+        base = self._llm[0].vocab
+        prompt = [*before, *range(base, base + len(visual)), *after]
+        events: list[Event] = []
+        self.last_steps = []
+        engine = self._engine(config)
+        engine.submit(
+            Request("r", prompt, MAX_NEW_TOKENS, events.append, visual, end_ids=self.end_ids)
+        )
+        engine.run_until_idle()
+        tokens = [token for event in events for token in event.tokens]
+        # The oracle's tokens include the end token, which the engine does not deliver.
+        ended = [min(self.end_ids)] if events[-1].finish == "end" else []
+        return Generation(tokens + ended, self.last_steps, None), len(visual)
+
+    def _engine(self, config: DyCokeConfig) -> NativeEngine:
+        if config not in self._engines:
+            llm, weights = self._llm
+            model = Qwen2(llm, weights, POOL_TOKENS // self._block, self._block)
+            limits = EngineLimits(max_batch=1)
+            self._engines[config] = NativeEngine(model, config, limits, self._keep)
+        return self._engines[config]
+
+    def _keep(self, _: str, step: StepTrace) -> None:
+        self.last_steps.append(Step(step.decision, step.similarity, step.kept, step.scores))
+
+
+def block_rate(visual_tokens: int, span_start: int, tokens_per_block: int, p: float) -> float:
+    """The P at which blocks of this size attend to about as many visual tokens as tokens do at p.
+
+    Blocks at the edges of the span are always attended to, so the interior ones have to give more;
+    the answer is a whole number of blocks, as a rate 0 <= rate < 1.
+    """
+    size = tokens_per_block
+    interior = (span_start + visual_tokens) // size - -(-span_start // size)
+    if interior < 1:
+        return 0.0
+    drop = min(interior, round((visual_tokens - tokens_kept(visual_tokens, p)) / size))
+    return min(drop / interior, 1 - 2**-20)
