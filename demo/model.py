@@ -150,7 +150,9 @@ def load_model(folder: Path) -> LlavaOnevisionForConditionalGeneration:
     """
     from safetensors import SafetensorError
     from transformers import LlavaOnevisionForConditionalGeneration
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     read_config(folder)
     if not (folder / "model.safetensors").is_file():
         raise DyCokeError(f"{folder / 'model.safetensors'} is missing: no model there")

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def load_source(directory: Path) -> LlavaOnevisionForConditionalGeneration:
     """The Hugging Face model in fp32. Raises DyCokeError for what transformers cannot load."""
     from transformers import LlavaOnevisionForConditionalGeneration
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(
             directory, dtype=torch.float32

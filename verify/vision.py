@@ -71,12 +71,15 @@ def check_vision(
 def _run(graph: Any, names: list[str], frames: Any) -> Any:
     from polygraphy.backend.onnx import BytesFromOnnx, ModifyOutputs
     from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+    from polygraphy.logger import G_LOGGER
 
-    session = SessionFromOnnx(
-        BytesFromOnnx(ModifyOutputs(graph, outputs=names)), providers=["CPUExecutionProvider"]
-    )
-    with OnnxrtRunner(session) as runner:
-        return runner.infer({"frames": frames})
+    # Polygraphy logs to stdout, where the table or JSON of the command goes.
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        session = SessionFromOnnx(
+            BytesFromOnnx(ModifyOutputs(graph, outputs=names)), providers=["CPUExecutionProvider"]
+        )
+        with OnnxrtRunner(session) as runner:
+            return runner.infer({"frames": frames})
 
 
 def _compare(name: str, found: Any, expected: Any, bound: float) -> Check:
