@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo import MODEL_DIR
@@ -33,7 +35,7 @@ def test_without_compression_tokens_equal_generate() -> None:
         inputs = plain.tokenizer(text, return_tensors="pt")
         assert len(prompt) == inputs.input_ids.shape[1]
         with torch.no_grad():
-            whole = plain.model.generate(
+            whole: Any = plain.model.generate(
                 **inputs,
                 pixel_values_videos=to_pixels(frames)[None],
                 max_new_tokens=80,
