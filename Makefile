@@ -23,8 +23,9 @@ lint: setup
 types: setup
 	MYPYPATH=.types $(BIN)/mypy -p dycoke_trt
 
+# One process per core, one thread each: the tensors are small.
 pytest: setup
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 demo: setup
 	@echo "make demo is not there yet: docs/status.md says which steps are" >&2; exit 1
