@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..core.ttm import ttm_merge
 from . import parallel
 from .packing import Encoded, Packer, packed_attention
+from .pruning import ttm
 from .shapes import TASKS, Task, questions, scene_for
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def visible(features: Tensor, k: float) -> Tensor:
     """What the language model sees of features [B, F, N, D]: [B, M, D], pruned at rate k."""
     if k == 0:
         return features.flatten(1, 2)
-    return torch.stack([ttm_merge(video, k) for video in features])
+    return torch.stack([video.flatten(0, 1)[ttm(video, k)] for video in features])
 
 
 @torch.no_grad()

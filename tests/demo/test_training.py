@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from dycoke_trt.core.ttm import ttm_select
 from dycoke_trt.demo.model import build_model, frame_features, load_model, save_model, visual_tokens
 from dycoke_trt.demo.packing import Packer, packed_attention
+from dycoke_trt.demo.pruning import ttm
 from dycoke_trt.demo.shapes import questions, scene_for
 from dycoke_trt.demo.tokenizer import (
     VIDEO,
@@ -76,3 +78,9 @@ def test_the_tokenizer_encodes_anything_and_applies_the_chat_template(folder: Pa
     assert chat == build_prompt("What appears first?")
     many = tokenizer(build_prompt("What appears first?", 577))["input_ids"]
     assert many.count(tokenizer.convert_tokens_to_ids(VIDEO)) == 577
+
+
+@pytest.mark.parametrize("k", [0.3, 0.5, 0.7])
+def test_training_prunes_by_the_rule_of_core(k: float) -> None:
+    features = torch.randn(16, 36, 24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ttm(features, k), ttm_select(features, k))
