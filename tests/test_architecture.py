@@ -17,7 +17,8 @@ LAYERS = [
     ["export", "engines"],
     ["runtime"],
     ["verify", "triton_repo", "demo"],
-    ["eval", "bench"],
+    ["eval"],
+    ["bench"],
     ["cli"],
 ]
 RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folders}

@@ -61,7 +61,7 @@ def test_a_bare_llm_gives_the_llm_alone(rewrite: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "tp", "message"),
     [
-        (CONFIG, 8, "tp=8 is impossible"),
+        (CONFIG, 3, "tp=3 is impossible"),
         (DyCokeConfig.paper(), 1, "leaves nothing to prune"),
         (DyCokeConfig.reference(), 1, "ttm='reference' cannot be exported"),
     ],
