@@ -85,6 +85,7 @@ def _measure(
     quiet: bool,
 ) -> dict[str, Any]:
     """Runs the suite; the last setting's figures stand at the top level of the report."""
+    import torch
     from rich.console import Console
     from rich.progress import track
 
@@ -92,6 +93,7 @@ def _measure(
     from ..eval.report import difference, summarise
     from ..eval.shapes import run_suite
 
+    torch.set_num_threads(1)  # as in the workers: the tensors are small, threads only wait
     folder = model or MODEL_DIR
     for config in settings.values():
         config.check_layers(_layers(folder))
