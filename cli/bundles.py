@@ -129,10 +129,15 @@ def ask(
 ) -> None:
     """Ask a question about a video, in this process."""
     require("onnxruntime", extra="cpu")
+    from ..core.errors import DyCokeError
     from ..runtime.native.sampling import Sampling
     from ..runtime.pipeline import Pipeline
 
     sampling = Sampling(temperature, top_k, top_p, seed)
+    if sampling.greedy and (temperature != 1 or top_p != 1 or seed is not None):
+        raise DyCokeError(
+            "--temperature, --top-p and --seed have no effect on greedy answers; add --top-k 0"
+        )
     pipeline = Pipeline.from_record(bundle)
 
     def show(text: str) -> None:

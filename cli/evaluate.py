@@ -54,6 +54,18 @@ def evaluate(
             f"samples, workers >= 1, seed >= 0, seed + samples <= {most}"
         )
     config = dycoke_config(k=k, l=l, p=p, ttm=ttm, gate=gate, granularity="token")
+    idle = [
+        option
+        for option, given in (("--l", l != 3), ("--gate", gate != "reuse"))
+        if given and p == 0
+    ]
+    idle += ["--ttm"] if ttm != "paper" and k == 0 else []
+    if idle:
+        raise DyCokeError(
+            f"{idle[0]} has no effect without {'--k' if idle[0] == '--ttm' else '--p'}"
+        )
+    if study and (k > 0 or p > 0):
+        raise DyCokeError("--study has its own settings; leave out --k and --p")
     report = _measure(_settings(config, study), samples, seed, model, workers, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(report, indent=2))

@@ -187,6 +187,8 @@ def test_build_refuses(tmp_path: Path) -> None:
         (("Why?", "--video", CLIP, "--max-tokens", "99999"), "positions"),
         (("Why?", "--video", CLIP, "--temperature", "0"), "temperature=0.0"),
         (("Why?", "--video", CLIP, "--top-p", "2"), "top_p=2.0"),
+        (("Why?", "--video", CLIP, "--temperature", "0.5"), "no effect on greedy answers"),
+        (("Why?", "--video", CLIP, "--seed", "1"), "no effect on greedy answers"),
         (("Why?", "--video", CLIP, "--stop", ""), "empty stop word"),
         (("Why?", "--video", "no.mp4"), "no.mp4: no such file"),
         (("Why?", "--video", __file__), "not a readable video"),

@@ -153,6 +153,10 @@ def test_table() -> None:
         ("--k 1", "k=1.0 is not allowed"),
         ("--p 0.5 --l 6", "l=6 leaves nothing to prune in a model of 6 layers"),
         ("--gate often", "gate='often'"),
+        ("--gate full", "--gate has no effect without --p"),
+        ("--l 2 --k 0.5", "--l has no effect without --p"),
+        ("--ttm random --p 0.5", "--ttm has no effect without --k"),
+        ("--study --k 0.5", "--study has its own settings"),
         ("--model nowhere", "nowhere/config.json is missing: no model there"),
     ],
 )
