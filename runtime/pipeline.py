@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..bundle.files import open_bundle
@@ -16,12 +15,11 @@ from ..bundle.record import read_record
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .detokenize import TextStream
-from .native.engine import EngineLimits, NativeEngine
-from .native.model import Qwen2
+from .native.engine import EngineLimits
+from .native.load import load_engine
 from .native.pruning import StepTrace
 from .native.request import Event, Request
 from .native.sampling import Sampling
-from .native.weights import load_weights
 from .preprocess import resize
 from .prompt import PromptBuilder
 from .video import read_video
@@ -75,11 +73,14 @@ class Pipeline:
             )
         self.prompts = PromptBuilder(bundle, self.manifest)
         self.vision = OnnxVision(bundle)
-        llm, weights = load_weights(bundle / "llm", dtype=torch.float32)
-        blocks = -(-kv_tokens // tokens_per_block)
         self._steps: dict[str, list[StepTrace]] = {}
-        self.engine = NativeEngine(
-            Qwen2(llm, weights, blocks, tokens_per_block), self.config, limits, self._keep_trace
+        self.engine = load_engine(
+            bundle,
+            self.config,
+            kv_tokens=kv_tokens,
+            tokens_per_block=tokens_per_block,
+            limits=limits,
+            trace=self._keep_trace,
         )
 
     @classmethod

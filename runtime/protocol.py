@@ -45,6 +45,8 @@ QUESTION_INPUTS = (
     optional("max_tokens", "INT32"),
     optional("stop_words", "BYTES", (-1,)),
 )
+# `dycoke_bls` says so where it asks about no video; the ensemble cannot.
+TEXT_ONLY = optional("text_only", "BOOL")
 # Passed on to the LLM step under its own names.
 ANSWER_INPUTS = {
     "temperature": optional("temperature", "FP32"),

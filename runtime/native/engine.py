@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...core.config import DyCokeConfig
-from ...core.errors import DyCokeError
+from ...core.errors import DyCokeError, QueueFullError
 from ...core.pool import encode_table
 from ...core.state import ReselectionState, write_context
 from .blocks import BlockPool, blocks_for
@@ -24,10 +24,6 @@ from .model import Qwen2
 from .pruning import Pruner, PruningTables, StepTrace
 from .request import Event, Request, Sequence
 from .sampling import sample
-
-
-class QueueFullError(DyCokeError):
-    """The waiting line is full: try again later."""
 
 
 @dataclass(frozen=True)
