@@ -21,7 +21,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
 
@@ -178,7 +178,7 @@ def choose_ports(ports: Ports) -> Ports:
                 "(0 takes a free one)"
             )
         chosen[name] = port
-    return replace(ports, **chosen)
+    return Ports(**chosen, host=ports.host)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -83,7 +83,8 @@ def wait_for_death(server: int, stubs: Sequence[Stub], wake: int) -> Stub | int 
     became readable first."""
     with ExitStack() as stack:
         watched: dict[int, Stub | int | None] = {wake: None}
-        for process in (*stubs, server):
+        processes: list[Stub | int] = [*stubs, server]
+        for process in processes:
             pid = process if isinstance(process, int) else process.pid
             try:
                 descriptor = os.pidfd_open(pid)

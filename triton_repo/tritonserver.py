@@ -160,7 +160,8 @@ def find_tritonserver(path: Path | None = None) -> TritonServer:
 
 def _wheel() -> Path:
     spec = find_spec("pytriton")  # finds it without importing it
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent / "tritonserver"
 
 

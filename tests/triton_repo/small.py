@@ -13,7 +13,7 @@ from pathlib import Path
 from dycoke_trt.runtime import protocol as p
 from dycoke_trt.triton_repo.model_config import ModelConfig
 
-WORDS = "one two three four five six seven eight nine ten".split()
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 MODEL = """
 import json, os, threading
 import numpy as np
