@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from . import bundles, cost, evaluate
+from . import ask, bundles, cost, evaluate, serve
 
 app = typer.Typer(
     help="Deploy LLaVA-OneVision video LLMs with DyCoke token compression.",
@@ -17,7 +17,8 @@ app = typer.Typer(
 app.command("export")(bundles.export)
 app.command("verify")(bundles.verify)
 app.command("build")(bundles.build)
-app.command("ask")(bundles.ask)
+app.command("ask")(ask.ask)
+app.command("serve")(serve.serve)
 app.command("flops")(cost.flops)
 app.command("floors")(cost.floors)
 app.command("eval")(evaluate.evaluate)

@@ -14,6 +14,7 @@ from ..bundle.files import open_bundle
 from ..bundle.record import read_record
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
+from .answer import decode_speed
 from .detokenize import TextStream
 from .native.engine import EngineLimits
 from .native.load import load_engine
@@ -42,9 +43,7 @@ class Answer:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the tokens after the first; 0 where there is none."""
-        decoding = self.total_time - self.time_to_first_token
-        return (len(self.tokens) - 1) / decoding if len(self.tokens) > 1 else 0.0
+        return decode_speed(len(self.tokens), self.time_to_first_token, self.total_time)
 
 
 class Pipeline:
