@@ -28,7 +28,7 @@ pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 demo: setup
-	@echo "make demo is not there yet: docs/status.md says which steps are" >&2; exit 1
+	$(BIN)/dycoke demo -o build/demo
 
 clean:
 	rm -rf $(VENV) build *.egg-info

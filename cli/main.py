@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from . import ask, bundles, cost, evaluate, serve
+from . import ask, bundles, cost, demo, evaluate, repo, serve
 
 app = typer.Typer(
     help="Deploy LLaVA-OneVision video LLMs with DyCoke token compression.",
@@ -18,7 +18,9 @@ app.command("export")(bundles.export)
 app.command("verify")(bundles.verify)
 app.command("build")(bundles.build)
 app.command("ask")(ask.ask)
+app.command("repo")(repo.repo)
 app.command("serve")(serve.serve)
+app.command("demo")(demo.demo)
 app.command("flops")(cost.flops)
 app.command("floors")(cost.floors)
 app.command("eval")(evaluate.evaluate)

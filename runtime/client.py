@@ -63,7 +63,8 @@ def ask_server(
 ) -> ServerAnswer:
     """Streams one answer. server: HOST:PORT of its gRPC service; frames: sampled from the video.
 
-    model: by default the ensemble with a video, `dycoke_bls` without. on_text: gets each piece of
+    model: by default the ensemble; `dycoke_bls` for text alone and for stop words, which only it
+    compares as text. on_text: gets each piece of
     text as it arrives. Raises DyCokeError, one line, for everything that the server refuses and
     where it cannot be reached or goes away. KeyboardInterrupt cancels the request first.
     """
@@ -71,7 +72,7 @@ def ask_server(
 
     if not re.fullmatch(r"[^/\s]+:\d{1,5}", server):
         raise DyCokeError(f"server {server!r} is not allowed; allowed: HOST:PORT of its gRPC port")
-    name = model or (protocol.BLS if video is None else protocol.ENSEMBLE)
+    name = model or (protocol.BLS if video is None or stop else protocol.ENSEMBLE)
     values: dict[str, Any] = {
         "text_input": question.encode("utf-8", "surrogatepass"),
         "max_tokens": max_tokens,
