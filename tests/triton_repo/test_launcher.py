@@ -113,21 +113,28 @@ def test_a_slow_start_is_ended(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("how", ["exit", "kill"])
-def test_a_dead_model_ends_the_server(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("model exits", r"model dycoke_bls died \(exit status 3\)"),
+        ("model killed", r"model dycoke_bls died \(signal 9\)"),
+        ("server killed", r"the server died \(signal 9\)"),
+    ],
+)
+def test_a_death_ends_everything(tmp_path: Path, how: str, message: str) -> None:
     repository = write_small_repository(tmp_path / "models", BLS)
     with serving(repository, log_file=tmp_path / "log") as server:
-        (stub,) = stubs_of(server.pid, repository)
-        if how == "kill":
-            os.kill(stub.pid, signal.SIGKILL)
-        else:
+        regions = regions_of(server.pid, repository)
+        if how == "model exits":
             with pytest.raises(DyCokeError, match="the connection was lost"):
                 ask_server(server.grpc, "exit")
-        status = "signal 9" if how == "kill" else "exit status 3"
-        with pytest.raises(DyCokeError, match=rf"model dycoke_bls died \({status}\)"):
+        else:
+            (stub,) = stubs_of(server.pid, repository)
+            os.kill(stub.pid if how == "model killed" else server.pid, signal.SIGKILL)
+        with pytest.raises(DyCokeError, match=message):
             server.wait(60)
         until(lambda: not group_members(server.pid))
-    assert not any(SHARED_MEMORY.glob("dycoke_*")) or group_members(server.pid) == []
+    assert not any(region.exists() for region in regions)
 
 
 def test_nothing_is_left_if_the_launcher_is_killed(tmp_path: Path) -> None:
