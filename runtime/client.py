@@ -22,6 +22,7 @@ from .answer import decode_speed
 MAX_FILE_BYTES = 32 << 20  # a larger video is sampled here, and its frames are sent
 _CONNECT_SECONDS = 15.0
 _DTYPES = {"BOOL": np.bool_, "INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32}
+_RANGES = {"INT32": range(-(2**31), 2**31), "UINT64": range(2**64)}
 _SPECS = {spec.name: spec for spec in protocol.CLIENT_INPUTS}
 
 
@@ -174,10 +175,10 @@ def _tensor(name: str, value: Any) -> Any:
     elif dtype == "BYTES":
         array = np.array([value if isinstance(value, list) else [value]], np.object_)
     else:
-        try:
-            array = np.array([[value]], _DTYPES[dtype])
-        except OverflowError:
-            raise DyCokeError(f"{name}: {value} is not allowed; allowed: {dtype}") from None
+        if dtype in _RANGES and value not in _RANGES[dtype]:
+            bounds = f"{_RANGES[dtype][0]} to {_RANGES[dtype][-1]}"
+            raise DyCokeError(f"{name}: {value} is not allowed; allowed: {bounds}")
+        array = np.array([[value]], _DTYPES[dtype])
     tensor = InferInput(name, list(array.shape), dtype)
     tensor.set_data_from_numpy(array)
     return tensor

@@ -118,6 +118,8 @@ def serving(
     with found.backends() as backends:
         options = [
             *backends,
+            # The configuration is complete; completing it starts every model a second time.
+            "--disable-auto-complete-config",
             f"--exit-timeout-secs={EXIT_TIMEOUT}",
             f"--backend-config=python,shm-region-prefix-name={shared_memory}",
             *([f"--log-verbose={log_verbose}"] if log_verbose else []),

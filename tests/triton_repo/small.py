@@ -1,8 +1,8 @@
 """A small model repository with the client's tensors, so that the server's two ends need no bundle.
 
-The model answers "one two three ..." with a word per response; what it does otherwise stands in the
-question: `sleep` waits until it is cancelled, `refuse` is an error of the user, `exit` ends the
-model's process.
+The model answers "one two three" with a word per response; what it does otherwise stands in the
+question: `sleep` waits until it is cancelled, `how many cancelled` counts these, `what arrived`
+names the inputs, `refuse` is an error of the user, `hang` never answers, `exit` ends the process.
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ def value(request, name, default=None):
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.cancelled = 0
+        self.cancelled, self.kept = 0, []
         {initialize}
 
     def execute(self, requests):
         for request in requests:
             sender = request.get_response_sender()
+            self.kept.append(sender)
             question = value(request, "text_input").decode()
             if "exit" in question:
                 os._exit(3)
+            if "hang" in question:
+                continue
             threading.Thread(target=self.answer, args=(request, sender, question)).start()
 
     def answer(self, request, sender, question):
@@ -48,13 +51,18 @@ class TritonPythonModel:
             return
         if "how many cancelled" in question:
             words = [str(self.cancelled)]
+        elif "what arrived" in question:
+            shapes = {t.name(): list(t.as_numpy().shape) for t in request.inputs()}
+            words = [f"{name}{shape}".replace(" ", "") for name, shape in shapes.items()]
         elif "sleep" in question:
             words = self.until_cancelled(sender)
         else:
             words = WORDS[: int(value(request, "max_tokens", 3))]
-        for i, word in enumerate(words):
-            text = word if i == 0 else " " + word
-            counts = dict(num_input_tokens=7, num_output_tokens=1)
+        pieces = (word if i == 0 else " " + word for i, word in enumerate(words))
+        if not value(request, "stream", False):
+            pieces = ["".join(pieces)]
+        for text in pieces:
+            counts = dict(num_input_tokens=7, num_output_tokens=len(text.split()))
             outputs = [pb.Tensor("text_output", np.array([[text.encode()]], np.object_))]
             outputs += [pb.Tensor(n, np.array([[c]], np.int32)) for n, c in counts.items()]
             sender.send(pb.InferenceResponse(outputs))
