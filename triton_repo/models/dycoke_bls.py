@@ -23,8 +23,8 @@ from ...runtime.detokenize import TextStream
 from ...runtime.prompt import load_tokenizer
 from .llm_calls import stop_generation
 from .requests import check_parameters, error_response, parameter, tensors, text_tensor
+from .sender import Sender
 
-FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _MOST_REQUESTS = 256  # in flight; more wait in line
 _WATCH_SECONDS = 0.005
 
@@ -47,33 +47,33 @@ class TritonPythonModel:
         self._text_ids = open_bundle(bundle).visual_token_base
         self._tokenizer = load_tokenizer(bundle)
         self._threads = ThreadPoolExecutor(_MOST_REQUESTS, "request")
-        self._generating: dict[str, Any] = {}  # LLM request id -> response sender
+        self._generating: dict[str, Sender] = {}  # LLM request id -> response sender
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._watcher.start()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            self._threads.submit(self._run, request, request.get_response_sender())
+            self._threads.submit(self._run, request, Sender(request))
 
     def finalize(self) -> None:
         self._threads.shutdown()
         self._stopping.set()
         self._watcher.join()
 
-    def _run(self, request: Any, sender: Any) -> None:
+    def _run(self, request: Any, sender: Sender) -> None:
         try:
             check_parameters(request)
             self._answer({tensor.name(): tensor for tensor in request.inputs()}, sender)
         except CancelledError:
-            sender.send(flags=FINAL)
+            sender.send(final=True)
         except StepError as error:
             response = pb_utils.InferenceResponse(output_tensors=[], error=error.error)
-            sender.send(response, flags=FINAL)
+            sender.send(response, final=True)
         except Exception as error:
-            sender.send(error_response(error), flags=FINAL)
+            sender.send(error_response(error), final=True)
 
-    def _answer(self, inputs: Mapping[str, Any], sender: Any) -> None:
+    def _answer(self, inputs: Mapping[str, Any], sender: Sender) -> None:
         # The LLM step sees an id of our own, so that clients may send any or none.
         request_id = uuid.uuid4().hex
         stop_words = _strings(inputs, "stop_words")
@@ -118,7 +118,7 @@ class TritonPythonModel:
         responses: Iterator[Any],
         stop_words: Sequence[str],
         stream: bool,
-        sender: Any,
+        sender: Sender,
     ) -> None:
         """Sends each response as text; without `stream` all of them as one."""
         text = TextStream(self._tokenizer, stop_words)
@@ -143,10 +143,10 @@ class TritonPythonModel:
                 sender.send(_response("".join(pieces), counts))
                 pieces, counts = [], {}
         pieces.append(text.flush())
-        sender.send(_response("".join(pieces), counts), flags=FINAL)
+        sender.send(_response("".join(pieces), counts), final=True)
 
     def _call(
-        self, model: str, request_id: str, inputs: list[Any], outputs: list[str], sender: Any
+        self, model: str, request_id: str, inputs: list[Any], outputs: list[str], sender: Sender
     ) -> dict[str, Any]:
         """Runs a step that answers once. Raises StepError, or CancelledError after it."""
         if sender.is_cancelled():
@@ -164,7 +164,7 @@ class TritonPythonModel:
             raise CancelledError
         return {tensor.name(): tensor for tensor in response.output_tensors()}
 
-    def _generate(self, request_id: str, inputs: list[Any], sender: Any) -> Iterator[Any]:
+    def _generate(self, request_id: str, inputs: list[Any], sender: Sender) -> Iterator[Any]:
         """The LLM step's responses. Raises StepError; ends early where the client cancelled."""
         self._generating[request_id] = sender
         try:

@@ -22,15 +22,15 @@ from ...runtime.native.request import Event, Request
 from .llm_metrics import LlmMetrics
 from .llm_request import LlmRequest, read_llm_request
 from .requests import check_parameters, error_response, parameter, scalar, tensors, triton_error
+from .sender import Sender
 
-FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _IDLE_SECONDS = 0.1  # how often an idle scheduler looks whether it should end
 
 
 class Stream:
     """One request's way back: what is ready to send, and its sender."""
 
-    def __init__(self, request: LlmRequest, sender: Any) -> None:
+    def __init__(self, request: LlmRequest, sender: Sender) -> None:
         self.request = request
         self.sender = sender
         self.started = False  # has tokens
@@ -60,7 +60,7 @@ class Stream:
         first, self._first = self._first, False
         if finish == "failed":
             error = RuntimeError("the model failed; the server's log says why")
-            self.sender.send(error_response(error), flags=FINAL)
+            self.sender.send(error_response(error), final=True)
             return
         ids = [*self.request.prompt, *tokens] if self.request.echo else tokens
         values: dict[str, np.ndarray[Any, Any]] = {
@@ -74,7 +74,7 @@ class Stream:
         if self.request.count_output:
             values["num_output_tokens"] = np.array([[len(tokens)]], np.int32)
         response = pb_utils.InferenceResponse(tensors(values))
-        self.sender.send(response, flags=FINAL if finish else 0)
+        self.sender.send(response, final=finish is not None)
 
 
 class TritonPythonModel:
@@ -94,11 +94,11 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            sender = request.get_response_sender()
+            sender = Sender(request)
             try:
                 self._accept(request, sender)
             except Exception as error:
-                sender.send(error_response(error), flags=FINAL)
+                sender.send(error_response(error), final=True)
 
     def finalize(self) -> None:
         self._stopping.set()
@@ -106,12 +106,12 @@ class TritonPythonModel:
         self._outbox.put(None)
         self._threads[1].join()
 
-    def _accept(self, request: Any, sender: Any) -> None:
+    def _accept(self, request: Any, sender: Sender) -> None:
         check_parameters(request)
         if scalar(request, "stop"):
             # Not an error where nothing is in flight: the request may just have ended.
             self._engine.cancel(request.request_id())
-            sender.send(flags=FINAL)
+            sender.send(final=True)
             return
         wanted = read_llm_request(request)
         stream = Stream(wanted, sender)
