@@ -77,6 +77,8 @@ class TritonPythonModel:
         # The LLM step sees an id of our own, so that clients may send any or none.
         request_id = uuid.uuid4().hex
         stop_words = _strings(inputs, "stop_words")
+        if "" in stop_words:
+            raise DyCokeError("stop_words: an empty stop word is not allowed")
         echo = not _flag(inputs, "exclude_input_in_output", default=True)
         if echo and stop_words:
             raise DyCokeError(

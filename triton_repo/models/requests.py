@@ -41,8 +41,12 @@ def scalar(request: Any, name: str) -> Any:
 
 
 def check_parameters(request: Any) -> None:
-    """Refuses request parameters: no model has any, and none may be ignored in silence."""
-    given = [name for name in json.loads(request.parameters() or "{}") if name[:7] != "triton_"]
+    """Refuses request parameters: no model has any, and none may be ignored in silence.
+
+    `id` is no option: older servers pass on the id of an HTTP generate request that way.
+    """
+    names = json.loads(request.parameters() or "{}")
+    given = [name for name in names if name != "id" and not name.startswith("triton_")]
     if given:
         raise DyCokeError(f"{given[0]}: an unknown request parameter; options are input tensors")
 
