@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from dycoke_trt.demo import CLIPS_DIR
 from dycoke_trt.runtime.protocol import CLIENT_INPUTS, CLIENT_OUTPUTS
-from dycoke_trt.triton_repo.launcher import RunningServer
+from dycoke_trt.tests.triton_repo.conftest import Server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_examples_run(number: int, server: RunningServer, tmp_path: Path) -> None:
+def test_examples_run(number: int, server: Server, tmp_path: Path) -> None:
     language, source = BLOCKS[number]
     source = source.replace("localhost:8001", server.grpc).replace("localhost:8000", server.http)
     (tmp_path / "video.mp4").symlink_to(CLIPS_DIR / "describe.mp4")
