@@ -130,8 +130,8 @@ def test_refusals_have_the_status_of_an_invalid_argument(server: Server) -> None
         status, text = generate(server.http, BLS, good | wrong)
         assert status == 400, (wrong, text)
         assert name in text
-    # A server 2.51 has no way to give an ensemble's HTTP request an id.
-    status, text = generate(server.http, ENSEMBLE, good)
+    assert generate(server.http, ENSEMBLE, good) == (200, ask(server.grpc, ENSEMBLE, GOOD).text)
+    status, text = generate(server.http, ENSEMBLE, {**GOOD, **video})
     assert status == 400
     assert "request id" in text
 
