@@ -99,7 +99,9 @@ def run_native(
     tokens = len(embeds) + NEW
     blocks = batch * blocks_for(tokens, BLOCK)
     model = Qwen2(llm, weights, blocks, BLOCK)
-    engine = NativeEngine(model, config, EngineLimits(max_batch=batch, prefill_chunk=8192))
+    engine = NativeEngine(
+        model, config, EngineLimits(max_batch=batch, prefill_chunk=batch * len(embeds))
+    )
     visual = len(embeds) - TEXT
     prompt = list(range(14)) + list(range(llm.vocab, llm.vocab + visual)) + list(range(TEXT - 14))
     firsts: list[str] = []
@@ -152,7 +154,8 @@ def main() -> None:
                 rows.setdefault(f"native {name} b{batch}", []).append(
                     {"prefill": prefill, "decode": rate, "blocks": taken}
                 )
-        print(f"repeat {repeat + 1} of {options.repeats} done", flush=True)
+        done = {name: {k: round(v, 2) for k, v in runs[-1].items()} for name, runs in rows.items()}
+        print(f"repeat {repeat + 1} of {options.repeats}: {done}", flush=True)
 
     medians = {
         name: {key: median(run[key] for run in runs) for key in runs[0]}
