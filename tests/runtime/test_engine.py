@@ -58,6 +58,16 @@ def test_chunked_prefill_changes_nothing(make_client, name: str, chunk: int) -> 
     assert answers[0] == answers[1]
 
 
+def test_several_prompts_share_a_steps_prefill_tokens(make_client) -> None:
+    client = make_client(limits=EngineLimits(prefill_chunk=10))
+    for i, length in enumerate((4, 5, 6, 1)):
+        client.submit(f"r{i}", [i + 1] * length, 9)
+    client.engine.step()  # 4 + 5 tokens and 1 of the next prompt
+    assert [len(client.tokens(f"r{i}")) for i in range(4)] == [1, 1, 0, 0]
+    client.engine.step()
+    assert [len(client.tokens(f"r{i}")) for i in range(4)] == [2, 2, 1, 1]
+
+
 def test_state_never_leaks_through_recycled_blocks(make_client) -> None:
     expected = []
     for seed in range(6):
