@@ -37,7 +37,7 @@ def check_llm(
     vocab = manifest.visual_token_base
     generator = torch.Generator().manual_seed(0)
     visual = torch.randn(PROMPT_TOKENS // 2, manifest.llm.hidden, generator=generator)
-    visual *= float(source_embedding.weight.std())  # type: ignore[arg-type]
+    visual *= float(torch.as_tensor(source_embedding.weight).std())
     ids = torch.randint(min(vocab, 256), (PROMPT_TOKENS,), generator=generator)
     quarter = PROMPT_TOKENS // 4
     ids[quarter:-quarter] = vocab + torch.arange(len(visual))
