@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint types pytest demo clean
+.PHONY: setup test lint types pytest kernel-grid demo clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ types: setup
 # One process per core, one thread each: the tensors are small.
 pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+
+# Every kernel for every target, dtype and block size: minutes, so not part of `test`.
+kernel-grid: setup
+	DYCOKE_KERNEL_GRID=1 $(BIN)/pytest -n auto tests/kernels/test_aot.py
 
 demo: setup
 	@echo "make demo is not there yet: docs/status.md says which steps are" >&2; exit 1

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from .common import LOWEST, check_int32, padded, widened
 
+WARPS, MERGE_WARPS = 4, 1
+TILE = 64  # tokens per step of a program
+
 
 @triton.jit
 def key_slots(table, row, plane, column, valid, max_blocks, layer, kv_head, slot,
@@ -114,6 +117,24 @@ def merge_kernel(
     tl.store(out + head * HEAD_DIM + d, result.to(out.dtype.element_ty), mask=d < HEAD_DIM)
 
 
+def attention_constants(
+    heads: int, kv_heads: int, head_dim: int, tokens_per_block: int, splits: int,
+    dtype: torch.dtype, tile: int = TILE,
+) -> dict[str, int]:  # fmt: skip
+    return {
+        "HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim, "BLOCK": tokens_per_block,
+        "GROUP_PAD": padded(heads // kv_heads, 16), "DIM_PAD": padded(head_dim, 16), "TILE": tile,
+        "SPLITS": splits, "WIDEN": widened(dtype),
+    }  # fmt: skip
+
+
+def merge_constants(head_dim: int, splits: int) -> dict[str, int]:
+    return {
+        "HEAD_DIM": head_dim, "DIM_PAD": padded(head_dim, 16),
+        "SPLITS": splits, "SPLITS_PAD": padded(splits),
+    }  # fmt: skip
+
+
 class AttentionWorkspace:
     """Partial results of up to `sequences` sequences in `splits` parts."""
 
@@ -146,7 +167,7 @@ def paged_attention(
     heads: int,
     layer: int,
     scale: float | None = None,
-    tile: int = 64,
+    tile: int = TILE,
 ) -> None:
     """Attention of one token of each of S sequences over its first `lengths` cached tokens.
 
@@ -156,16 +177,16 @@ def paged_attention(
     check_int32(table=table, lengths=lengths)
     sequences, head_dim = len(lengths), pool.shape[5]
     kv_heads, splits = pool.shape[3], workspace.splits
+    constants = attention_constants(
+        heads, kv_heads, head_dim, pool.shape[4], splits, query.dtype, tile
+    )
     attention_kernel[(sequences, kv_heads, splits)](
         query, pool, table, lengths, out, workspace.partial, workspace.maxima, workspace.sums,
         layer, table.shape[2], query.stride(0), head_dim**-0.5 if scale is None else scale,
-        HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK=pool.shape[4],
-        GROUP_PAD=padded(heads // kv_heads, 16), DIM_PAD=padded(head_dim, 16), TILE=tile,
-        SPLITS=splits, WIDEN=widened(query.dtype), num_warps=4, num_stages=3,
+        **constants, num_warps=WARPS,
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(sequences * heads,)](
             workspace.partial, workspace.maxima, workspace.sums, out,
-            HEAD_DIM=head_dim, DIM_PAD=padded(head_dim, 16),
-            SPLITS=splits, SPLITS_PAD=padded(splits), num_warps=1,
+            **merge_constants(head_dim, splits), num_warps=MERGE_WARPS,
         )  # fmt: skip

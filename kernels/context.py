@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.state import ReselectionState
 from .common import check_int32, physical_block
 
+WARPS = 4
 NONE = tl.constexpr(0x7FFFFFFF)
 
 
@@ -69,6 +70,10 @@ def context_kernel(
     tl.store(record + 3, 1, mask=owned)
 
 
+def context_constants(tokens_per_block: int) -> dict[str, int]:
+    return {"BLOCK": tokens_per_block, "TILE": 256}
+
+
 def write_context(
     state: ReselectionState,
     ids: Tensor,
@@ -89,8 +94,8 @@ def write_context(
     check_int32(ids=ids, table=table, lengths=lengths, context_lengths=context_lengths)
     if context_rows == 0:
         return
-    size = state.tokens_per_block
     context_kernel[(context_rows,)](
         ids, table, lengths, context_lengths, state.visual.view(torch.uint8), state.record,
-        layers, state.num_blocks, table.shape[2], visual_base, BLOCK=size, TILE=256, num_warps=4,
+        layers, state.num_blocks, table.shape[2], visual_base,
+        **context_constants(state.tokens_per_block), num_warps=WARPS,
     )  # fmt: skip

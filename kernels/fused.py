@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .common import padded
 
+WARPS = 4
+
 
 @triton.jit
 def add_norm_kernel(
@@ -46,6 +48,14 @@ def swiglu_kernel(gate_up, out, WIDTH: tl.constexpr, TILE: tl.constexpr):
     tl.store(out + row * WIDTH + i, value.to(out.dtype.element_ty), mask=inside)
 
 
+def add_norm_constants(hidden: int, *, add: bool) -> dict[str, int]:
+    return {"HIDDEN": hidden, "HIDDEN_PAD": padded(hidden), "ADD": add}
+
+
+def swiglu_constants(width: int) -> dict[str, int]:
+    return {"WIDTH": width, "TILE": min(1024, padded(width))}
+
+
 def add_norm(
     residual: Tensor, delta: Tensor | None, weight: Tensor, total: Tensor, out: Tensor, eps: float
 ) -> None:
@@ -56,13 +66,14 @@ def add_norm(
     rows, hidden = residual.shape
     add_norm_kernel[(rows,)](
         residual, residual if delta is None else delta, weight, total, out, eps,
-        HIDDEN=hidden, HIDDEN_PAD=padded(hidden), ADD=delta is not None,
-        num_warps=4 if hidden <= 2048 else 8,
+        **add_norm_constants(hidden, add=delta is not None), num_warps=WARPS,
     )  # fmt: skip
 
 
 def swiglu(gate_up: Tensor, out: Tensor) -> None:
     """out [n, I] = silu(gate) * up of gate_up [n, 2 I] (gate | up)."""
     rows, width = out.shape
-    tile = min(1024, padded(width))
-    swiglu_kernel[(rows, triton.cdiv(width, tile))](gate_up, out, WIDTH=width, TILE=tile)
+    constants = swiglu_constants(width)
+    swiglu_kernel[(rows, triton.cdiv(width, constants["TILE"]))](
+        gate_up, out, **constants, num_warps=WARPS
+    )

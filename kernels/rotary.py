@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .common import check_int32, locate, padded
 
+WARPS = 1
 ROWS_TILE = 64  # context rows looked at per step of the search for a token's row
 
 
@@ -67,6 +68,17 @@ def rotary_kernel(
         tl.store(target + HALF, turned_second.to(element), mask=inside & cached[:, None])
 
 
+def rotary_constants(
+    heads: int, kv_heads: int, head_dim: int, tokens_per_block: int, *, write: bool
+) -> dict[str, int]:
+    """The kernel's constants. tokens_per_block matters with `write` alone."""
+    return {
+        "HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim, "BLOCK": tokens_per_block,
+        "HALF_PAD": padded(head_dim // 2), "HEAD_TILE": min(8, padded(heads + 2 * kv_heads)),
+        "ROWS_TILE": ROWS_TILE, "WRITE": write,
+    }  # fmt: skip
+
+
 def rotary_table(positions: int, head_dim: int, base: float, device: torch.device | str) -> Tensor:
     """fp32 [positions, D/2, 2] of (cos, sin)."""
     half = torch.arange(0, head_dim, 2, device=device).float() / head_dim
@@ -97,13 +109,11 @@ def rotary(
     """
     check_int32(lengths=lengths, context_lengths=context_lengths)
     tokens, total, head_dim = qkv.shape
-    tile = min(8, padded(total))
-    rotary_kernel[(tokens, triton.cdiv(total, tile))](
+    block = 1 if pool is None else pool.shape[4]
+    constants = rotary_constants(heads, kv_heads, head_dim, block, write=pool is not None)
+    rotary_kernel[(tokens, triton.cdiv(total, constants["HEAD_TILE"]))](
         qkv, out, cos_sin, lengths, context_lengths,
         lengths if table is None else table, out if pool is None else pool,
         context_rows, layer, 0 if table is None else table.shape[2],
-        HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim,
-        BLOCK=1 if pool is None else pool.shape[4],
-        HALF_PAD=padded(head_dim // 2), HEAD_TILE=tile, ROWS_TILE=ROWS_TILE,
-        WRITE=pool is not None, num_warps=1,
+        **constants, num_warps=WARPS,
     )  # fmt: skip

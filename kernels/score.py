@@ -19,6 +19,8 @@ from .attention import key_slots
 from .common import LOWEST, check_int32, padded, widened
 
 MOST_SPLITS = 32  # parts of a sequence in the first launch; chosen per batch size
+WARPS = 4
+TILE = 64  # tokens per step of the first launch
 SCORES_TILE = 256
 
 
@@ -161,6 +163,23 @@ def scores_kernel(
     tl.store(scores + row.to(tl.int64) * tokens + t, mean, mask=t < tokens)
 
 
+def logits_constants(
+    heads: int, kv_heads: int, head_dim: int, tokens_per_block: int, dtype: torch.dtype,
+    *, rotate: bool, tile: int = TILE,
+) -> dict[str, int]:  # fmt: skip
+    return {
+        "HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim, "BLOCK": tokens_per_block,
+        "GROUP_PAD": padded(heads // kv_heads, 16), "DIM_PAD": padded(head_dim, 16), "TILE": tile,
+        "ROTATE": rotate, "WIDEN": widened(dtype),
+    }  # fmt: skip
+
+
+def scores_constants(heads: int) -> dict[str, int]:
+    return {
+        "HEADS": heads, "HEADS_PAD": padded(heads), "SPLITS_PAD": MOST_SPLITS, "TILE": SCORES_TILE
+    }  # fmt: skip
+
+
 @dataclass
 class ScoreWorkspace:
     """Logits and statistics of one step of up to S sequences, and block scores for the selection.
@@ -201,7 +220,7 @@ def score_logits(
     context_rows: int = 0,
     cos_sin: Tensor | None = None,
     scale: float | None = None,
-    tile: int = 64,
+    tile: int = TILE,
 ) -> None:
     """Fills the workspace for the decode rows of a step.
 
@@ -211,15 +230,16 @@ def score_logits(
     """
     check_int32(table=table, lengths=lengths)
     sequences, kv_heads, head_dim = len(lengths), pool.shape[3], pool.shape[5]
+    constants = logits_constants(
+        workspace.heads, kv_heads, head_dim, pool.shape[4], qkv.dtype,
+        rotate=cos_sin is not None, tile=tile,
+    )  # fmt: skip
     logits_kernel[(sequences, kv_heads, workspace.splits)](
         qkv, qkv if cos_sin is None else cos_sin, pool, table, lengths,
         workspace.logits, workspace.maxima, workspace.sums,
         len(qkv) - sequences, context_rows, layer, table.shape[2], workspace.splits,
         head_dim**-0.5 if scale is None else scale,
-        HEADS=workspace.heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK=pool.shape[4],
-        GROUP_PAD=padded(workspace.heads // kv_heads, 16), DIM_PAD=padded(head_dim, 16), TILE=tile,
-        ROTATE=cos_sin is not None,
-        WIDEN=widened(qkv.dtype), num_warps=4,
+        **constants, num_warps=WARPS,
     )  # fmt: skip
 
 
@@ -237,6 +257,5 @@ def reduce_scores(
     scores_kernel[(sequences, triton.cdiv(tokens, SCORES_TILE))](
         workspace.logits, workspace.maxima, workspace.sums, lengths, scores,
         context_rows, tokens, workspace.splits, float(total_heads or workspace.heads),
-        HEADS=workspace.heads, HEADS_PAD=padded(workspace.heads), SPLITS_PAD=MOST_SPLITS,
-        TILE=SCORES_TILE, num_warps=4,
+        **scores_constants(workspace.heads), num_warps=WARPS,
     )  # fmt: skip

@@ -29,6 +29,7 @@ UNKNOWN = tl.constexpr(3)
 GATE_FULL = tl.constexpr(GATES["full"])
 GATE_ALWAYS = tl.constexpr(GATES["always"])
 GATE_ONCE = tl.constexpr(GATES["once"])
+WARPS = 8
 COLUMNS = 64  # blocks ranked and moved at a time
 NOT_PRUNABLE = tl.constexpr(-1.0)  # scores are sums of probabilities, so never negative
 
@@ -185,9 +186,13 @@ def select_kernel(
     tl.store(fed, tl.full([], 0, tl.uint8), mask=marked)
 
 
-def select_tile(tokens_per_block: int) -> int:
-    """Blocks scored at a time: 256 tokens, or one block."""
-    return max(1, 256 // tokens_per_block)
+def select_constants(heads: int, tokens_per_block: int, *, fused: bool) -> dict[str, int]:
+    """Scored at a time: 256 tokens, or one block."""
+    return {
+        "HEADS": heads, "HEADS_PAD": padded(heads), "SPLITS_PAD": MOST_SPLITS,
+        "BLOCK": tokens_per_block, "TILE_BLOCKS": max(1, 256 // tokens_per_block),
+        "COLUMNS": COLUMNS, "FUSED": fused,
+    }  # fmt: skip
 
 
 @dataclass
@@ -240,8 +245,6 @@ def select(
     """
     check_int32(table=table, lengths=lengths, prompt_lengths=prompt_lengths, keep_table=keep_table)
     sequences, _, max_blocks = table.shape
-    size = state.tokens_per_block
-    tile = select_tile(size)
     select_kernel[(sequences,)](
         workspace.logits if scores is None else scores, workspace.maxima, workspace.sums,
         table, lengths, prompt_lengths, keep_table,
@@ -249,7 +252,6 @@ def select(
         workspace.blocks, out.table, out.lengths, out.decision, out.similarity, out.counters,
         context_rows, layers, state.num_blocks, max_blocks, workspace.splits, GATES[mode],
         int(reduce == "max"), threshold,
-        HEADS=workspace.heads, HEADS_PAD=padded(workspace.heads), SPLITS_PAD=MOST_SPLITS,
-        BLOCK=size, TILE_BLOCKS=tile,
-        COLUMNS=COLUMNS, FUSED=scores is None, num_warps=8,
+        **select_constants(workspace.heads, state.tokens_per_block, fused=scores is None),
+        num_warps=WARPS,
     )  # fmt: skip
