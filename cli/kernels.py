@@ -23,7 +23,8 @@ def kernels(
 ) -> None:
     """Compile the kernels that a bundle's engines need: cubins, PTX 8.0 and their manifest."""
     require("triton", extra="kernels")
-    from ..bundle.files import atomic_directory, open_bundle
+    from ..bundle.atomic import atomic_directory
+    from ..bundle.files import open_bundle
     from ..core.errors import DyCokeError
     from ..export.kernel_images import export_kernels
 

@@ -36,25 +36,21 @@ NOT_PRUNABLE = tl.constexpr(-1.0)  # scores are sums of probabilities, so never 
 
 @triton.jit(
     do_not_specialize=[
-        "context_rows",
-        "layers",
-        "capacity",
-        "max_blocks",
-        "splits",
-        "mode",
+        "context_rows", "layers", "capacity", "max_blocks", "padding", "splits", "mode",
         "reduce_max",
     ]
-)
+)  # fmt: skip
 def select_kernel(
     scores, maxima, sums, table, lengths, prompt_lengths, keep_table,
     state_scores, state_visual, state_keep, state_record, block_scores,
     out_table, out_lengths, decisions, similarities, counters,
-    context_rows, layers, capacity, max_blocks, splits, mode, reduce_max, threshold,
+    context_rows, layers, capacity, max_blocks, padding, splits, mode, reduce_max, threshold,
     HEADS: tl.constexpr, HEADS_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr,
     BLOCK: tl.constexpr, TILE_BLOCKS: tl.constexpr, COLUMNS: tl.constexpr, FUSED: tl.constexpr,
 ):  # fmt: skip
     """Program (row). FUSED: `scores` are the logits of kernels/score.py, else scores [S, M * B].
 
+    padding: 1 copies the padding of every row too; 0 leaves out_table undefined behind the length.
     Context rows, unused lanes and sequences without a matching record pass through unchanged.
     """
     row = tl.program_id(0)
@@ -141,7 +137,7 @@ def select_kernel(
     rank_end = tl.where(decision == RESELECT, span_last, span_first)
     kept_so_far = 0
     dropped_so_far = 0
-    for first in range(0, max_blocks, COLUMNS):
+    for first in range(0, tl.where(padding != 0, max_blocks, used), COLUMNS):
         column = first + tl.arange(0, COLUMNS)
         spanned = (column >= span_first) & (column < span_last)
         mine = tl.load(ranked + column, mask=spanned, other=NOT_PRUNABLE)
@@ -236,12 +232,14 @@ def select(
     reduce: str = "sum",
     scores: Tensor | None = None,
     context_rows: int = 0,
+    padding: bool = True,
 ) -> None:
     """Gate, select and compact one step of S sequences; updates `state` in place.
 
     table: int32 [S, 2, M]; lengths, prompt_lengths: int32 [S], lengths with the fed token, 0 for
     an unused lane; keep_table: `block_keep_table(p, >= M)`; layers: of the pool. The workspace was
     filled by `score_logits`; if `scores` (fp32 [S, M * B]) are given, only its block scores serve.
+    Without `padding` only what lies before the length of a decode row is written to out.table.
     """
     check_int32(table=table, lengths=lengths, prompt_lengths=prompt_lengths, keep_table=keep_table)
     sequences, _, max_blocks = table.shape
@@ -250,8 +248,8 @@ def select(
         table, lengths, prompt_lengths, keep_table,
         state.scores, state.visual.view(torch.uint8), state.keep.view(torch.uint8), state.record,
         workspace.blocks, out.table, out.lengths, out.decision, out.similarity, out.counters,
-        context_rows, layers, state.num_blocks, max_blocks, workspace.splits, GATES[mode],
-        int(reduce == "max"), threshold,
+        context_rows, layers, state.num_blocks, max_blocks, int(padding), workspace.splits,
+        GATES[mode], int(reduce == "max"), threshold,
         **select_constants(workspace.heads, state.tokens_per_block, fused=scores is None),
         num_warps=WARPS,
     )  # fmt: skip

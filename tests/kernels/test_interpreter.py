@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-FILES = sorted((Path(__file__).parent / "device").glob("test_*.py"))
+TESTS = Path(__file__).parents[1]
+FILES = sorted(TESTS.glob("kernels/device/test_*.py")) + sorted(
+    TESTS.glob("runtime/device/test_*.py")
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
