@@ -25,7 +25,7 @@ from .native.weights import load_weights
 from .preprocess import resize
 from .prompt import PromptBuilder
 from .video import read_video
-from .vision import OnnxVision
+from .vision import OnnxVision, Vision
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Answer:
 
 
 class Pipeline:
-    """Loads a bundle for the CPU.
+    """Loads a bundle for a CPU, or with device="cuda" for a GPU, in the bundle's dtype there.
 
     kv_tokens: capacity of the KV pool; tokens_per_block: its block size. config: overrides the
     bundle's settings of dynamic pruning (l, p, gate, granularity, ...); TTM is in the graph.
@@ -64,6 +64,7 @@ class Pipeline:
         tokens_per_block: int = 16,
         config: DyCokeConfig | None = None,
         limits: EngineLimits | None = None,
+        device: str = "cpu",
     ) -> None:
         self.manifest = open_bundle(bundle)
         baked = self.manifest.config
@@ -74,12 +75,20 @@ class Pipeline:
                 f"k={baked.k}, ttm={baked.ttm!r}; export again with the other values"
             )
         self.prompts = PromptBuilder(bundle, self.manifest)
-        self.vision = OnnxVision(bundle)
-        llm, weights = load_weights(bundle / "llm", dtype=torch.float32)
+        self.vision: Vision
+        model: type[Qwen2]
+        if device == "cpu":
+            self.vision, model, dtype = OnnxVision(bundle), Qwen2, torch.float32
+        else:  # imported here: these need triton
+            from .native.device import DeviceQwen2
+            from .vision_torch import TorchVision
+
+            self.vision, model, dtype = TorchVision.from_bundle(bundle, device), DeviceQwen2, None
+        llm, weights = load_weights(bundle / "llm", dtype=dtype, device=device)
         blocks = -(-kv_tokens // tokens_per_block)
         self._steps: dict[str, list[StepTrace]] = {}
         self.engine = NativeEngine(
-            Qwen2(llm, weights, blocks, tokens_per_block), self.config, limits, self._keep_trace
+            model(llm, weights, blocks, tokens_per_block), self.config, limits, self._keep_trace
         )
 
     @classmethod

@@ -9,7 +9,7 @@ ABSENT = [
 ]  # fmt: skip
 MODULES = [
     "core.ttm", "kernels.images", "export.llm", "export.llm_reader", "runtime.native.engine",
-    "runtime.native.device", "runtime.native.weights",
+    "runtime.native.device", "runtime.native.weights", "runtime.vision_torch",
 ]  # fmt: skip
 
 
