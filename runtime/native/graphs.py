@@ -69,7 +69,9 @@ class Bucket:
 
 
 class GraphDecoder:
-    """Decodes whole steps of a model. Raises DyCokeError for token granularity: blocks are moved.
+    """Decodes whole steps of a model; graphs are recorded when first needed.
+
+    Raises DyCokeError for token granularity: what moves is blocks.
 
     counters: int64 [4] on the device, how often each gate decision was taken since the beginning.
     """
@@ -101,13 +103,7 @@ class GraphDecoder:
 
     @torch.no_grad()
     def step(self, lanes: list[Lane], trace: Trace | None = None) -> StepResult:
-        size = min(padded(len(lanes)), max(self.max_batch, len(lanes)))
-        width = padded(max(len(lane.blocks) for lane in lanes), 8)
-        bucket = self._buckets.get((size, width))
-        if bucket is None:
-            bucket = self._buckets[size, width] = Bucket(self, size, width)
-            if self.graphs:
-                self._capture(bucket)
+        bucket = self._bucket(len(lanes), max(len(lane.blocks) for lane in lanes))
         bucket.show(lanes, self.model.config.layers)
         if bucket.graph is not None:
             bucket.graph.replay()
@@ -118,6 +114,21 @@ class GraphDecoder:
             for row, lane in enumerate(lanes):
                 trace(row, self._trace(bucket, row, lane))
         return result
+
+    def prepare(self, lanes: int, blocks: int) -> None:
+        """Records the graphs of up to `lanes` sequences of `blocks` blocks, before they are due."""
+        for count in range(1, lanes + 1):
+            self._bucket(count, blocks)
+
+    def _bucket(self, lanes: int, blocks: int) -> Bucket:
+        size = min(padded(lanes), max(self.max_batch, lanes))
+        width = padded(blocks, 8)
+        bucket = self._buckets.get((size, width))
+        if bucket is None:
+            bucket = self._buckets[size, width] = Bucket(self, size, width)
+            if self.graphs:
+                self._capture(bucket)
+        return bucket
 
     def _capture(self, bucket: Bucket) -> None:
         """Records the step. All lanes are unused then, so neither pool nor state is touched."""
