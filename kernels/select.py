@@ -106,6 +106,8 @@ def select_kernel(
             line = scores + row.to(tl.int64) * (max_blocks * BLOCK)
             now = tl.load(line + position, mask=cached, other=0.0)
         before = tl.load(state_scores + place, mask=visual & ~first_step, other=0.0)
+        # Threads may hold copies of an element: all have read the old score before one writes.
+        tl.debug_barrier()
         tl.store(state_scores + place, now, mask=visual)
         dot += tl.sum(tl.sum(now * before, 1), 0)
         norm_now += tl.sum(tl.sum(now * now, 1), 0)

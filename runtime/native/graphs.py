@@ -37,9 +37,11 @@ class Bucket:
         model = decoder.model
         device, config, layout = model.device, model.config, model.layout
         self.size, self.width = size, width
-        # Rows: token to feed, length, prompt length. Pinned, so that the copy needs no wait.
-        self.host = torch.zeros(3, size, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self.inputs = torch.zeros(3, size, dtype=torch.int32, device=device)
+        # Rows: token to feed, length, prompt length. Pinned, so that the copy needs no wait; wide
+        # enough that every row is aligned, or small batches would be compiled apart.
+        shape = (3, padded(size, 4))
+        self.host = torch.zeros(shape, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.inputs = torch.zeros(shape, dtype=torch.int32, device=device)
         self.table = torch.zeros(size, 2, width, dtype=torch.int32, device=device)
         self.owners: tuple[tuple[int, ...], ...] = ()  # blocks of the lanes that `table` shows
         splits = splits_for(size * layout.kv_heads, decoder.processors, MOST_SPLITS)
@@ -140,7 +142,8 @@ class GraphDecoder:
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         bucket.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(bucket.graph, pool=self._memory):
+        # Other threads may use the GPU meanwhile (the vision step of a server).
+        with torch.cuda.graph(bucket.graph, pool=self._memory, capture_error_mode="thread_local"):
             self._run(bucket)
         self._memory = self._memory or bucket.graph.pool()
 
@@ -150,7 +153,7 @@ class GraphDecoder:
         from .device import Rows
 
         model, config, state = self.model, self.config, self.state
-        tokens, lengths, prompts = bucket.inputs
+        tokens, lengths, prompts = bucket.inputs[:, : bucket.size].unbind()
         full = Rows(bucket.table, lengths, prompts)
         current = full
 
