@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint types pytest demo clean
+.PHONY: setup test lint types pytest kernel-grid gpu gpu-sanitize demo clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,18 @@ types: setup
 # One process per core, one thread each: the tensors are small.
 pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+
+# Every kernel for every target, dtype and block size: minutes, so not part of `test`.
+kernel-grid: setup
+	DYCOKE_KERNEL_GRID=1 $(BIN)/pytest -n auto tests/kernels/test_aot.py
+
+# On a machine with a GPU: the kernels and the device backend, without and with memory checks.
+gpu: setup
+	$(BIN)/pytest -m gpu tests/kernels/device tests/runtime/device
+
+gpu-sanitize: setup
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/kernels/device
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/kernels/device
 
 demo: setup
 	$(BIN)/dycoke demo -o build/demo

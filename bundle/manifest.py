@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from ..core.ttm import ttm_count
+from .atomic import FILE as FILE
 
 SCHEMA_VERSION = 1  # of Manifest below
-FILE = "bundle.json"
 
 
 class _Strict(BaseModel):

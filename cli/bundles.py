@@ -31,10 +31,17 @@ def export(
         Path | None,
         typer.Option("--vision-tower", help="SigLIP directory, if the checkpoint lacks it."),
     ] = None,
+    kernel_target: Annotated[
+        str,
+        typer.Option("--kernel-target", help="Kernel images for these GPUs: sm_90,ptx; all; none."),
+    ] = "all",
     force: Annotated[bool, typer.Option("--force", help="Replace an old bundle.")] = False,
 ) -> None:
-    """Turn a LLaVA-OneVision checkpoint into a bundle: vision+TTM graph, LLM, tokenizer."""
+    """Turn a LLaVA-OneVision checkpoint into a bundle: graph, LLM, kernel images, tokenizer."""
     require("onnx", "transformers", extra="export")
+    targets = () if kernel_target == "none" else tuple(kernel_target.split(","))
+    if targets:
+        require("triton", extra="export")
     from ..export.bundle import export_bundle
 
     config = dycoke_config(k=k, l=l, p=p, ttm=ttm, gate=gate, block_reduce=block_reduce)
@@ -46,6 +53,7 @@ def export(
         tp=tp,
         max_frames=max_frames,
         vision_tower=vision_tower,
+        kernel_targets=targets,
         replace=force,
     )
     size = sum(part.size for part in manifest.parts.values())

@@ -11,6 +11,8 @@ from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .checkpoint import open_checkpoint
 from .dtypes import DTypeName
+from .kernel_images import DIRECTORY as KERNELS
+from .kernel_images import check_kernel_targets, export_kernels
 from .model import TOKENIZER_DIRECTORY, ExportedParts, export_parts
 from .template import render_template
 
@@ -26,18 +28,22 @@ def export_bundle(
     tp: int = 1,
     max_frames: int = 64,
     vision_tower: Path | None = None,
+    kernel_targets: tuple[str, ...] = (),
     replace: bool = False,
 ) -> Manifest:
     """Writes the bundle `target` from a LLaVA-OneVision checkpoint; returns its manifest.
 
     dtype: of vision graph and LLM weights. tp: ranks of the LLM. max_frames: the most frames a
     request may have. vision_tower: SigLIP's own directory, where the checkpoint lacks the tower.
+    kernel_targets: what to compile kernels for (export/kernel_images.py); none by default.
     replace: an old bundle of that name may go. Raises DyCokeError, one line, for whatever is wrong.
     """
     if dtype not in DTYPES:
         raise DyCokeError(f"dtype={dtype!r} is not allowed; allowed: {', '.join(DTYPES)}")
     if max_frames < 4 or max_frames % 4:
         raise DyCokeError(f"max_frames={max_frames} is not allowed; allowed: a multiple of 4")
+    if kernel_targets:
+        check_kernel_targets(kernel_targets)
     checkpoint = open_checkpoint(model_dir, vision_tower=vision_tower)
     if checkpoint.vision is None:
         raise DyCokeError(f"{model_dir}: a bare Qwen2; a bundle needs LLaVA-OneVision")
@@ -46,6 +52,9 @@ def export_bundle(
         parts = export_parts(checkpoint, work, config, DTYPES[dtype], tp)
         _fast_tokenizer(work / TOKENIZER_DIRECTORY)
         manifest = _manifest(parts, work, max_frames)
+        if kernel_targets:
+            export_kernels(manifest.llm, work / KERNELS, kernel_targets)
+            manifest = manifest.model_copy(update={"parts": describe_parts(work)})
         atomic_write(work / FILE, manifest.model_dump_json(indent=2) + "\n")
     return manifest
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bundle.files import atomic_directory
+from ..bundle.atomic import atomic_directory
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .checkpoint import Checkpoint

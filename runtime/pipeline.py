@@ -24,7 +24,7 @@ from .native.sampling import Sampling
 from .preprocess import resize
 from .prompt import PromptBuilder
 from .video import read_video
-from .vision import OnnxVision
+from .vision import OnnxVision, Vision
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Answer:
 
 
 class Pipeline:
-    """Loads a bundle for the CPU.
+    """Loads a bundle for a CPU, or with device="cuda" for a GPU, in the bundle's dtype there.
 
     kv_tokens: capacity of the KV pool; tokens_per_block: its block size. config: overrides the
     bundle's settings of dynamic pruning (l, p, gate, granularity, ...); TTM is in the graph.
@@ -61,6 +61,7 @@ class Pipeline:
         tokens_per_block: int = 16,
         config: DyCokeConfig | None = None,
         limits: EngineLimits | None = None,
+        device: str = "cpu",
     ) -> None:
         self.manifest = open_bundle(bundle)
         baked = self.manifest.config
@@ -71,7 +72,13 @@ class Pipeline:
                 f"k={baked.k}, ttm={baked.ttm!r}; export again with the other values"
             )
         self.prompts = PromptBuilder(bundle, self.manifest)
-        self.vision = OnnxVision(bundle)
+        self.vision: Vision
+        if device == "cpu":
+            self.vision = OnnxVision(bundle)
+        else:
+            from .vision_torch import TorchVision
+
+            self.vision = TorchVision.from_bundle(bundle, device)
         self._steps: dict[str, list[StepTrace]] = {}
         self.engine = load_engine(
             bundle,
@@ -80,6 +87,7 @@ class Pipeline:
             tokens_per_block=tokens_per_block,
             limits=limits,
             trace=self._keep_trace,
+            device=device,
         )
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,12 @@ from torch import Tensor
 from ..core.errors import DyCokeError
 
 FILE = "vision_ttm.onnx"
+
+
+class Vision(Protocol):
+    """The vision step: uint8 [B, F, 3, S, S], F a multiple of 4 -> [B, M+1, hidden]."""
+
+    def __call__(self, frames: Tensor) -> Tensor: ...
 
 
 class OnnxVision:

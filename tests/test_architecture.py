@@ -69,7 +69,7 @@ def test_help_imports_nothing_heavy() -> None:
         "from dycoke_trt.cli.main import run\n"
         "try: run()\n"
         "except SystemExit as end: assert not end.code\n"
-        "heavy = {'torch', 'tensorrt', 'onnxruntime', 'transformers', 'numpy', 'av'}\n"
+        "heavy = {'torch', 'tensorrt', 'onnxruntime', 'transformers', 'numpy', 'av', 'triton'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or None)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -24,6 +24,7 @@ from .model import Qwen2
 from .pruning import Pruner, PruningTables, StepTrace
 from .request import Event, Request, Sequence
 from .sampling import sample
+from .steps import Lane, StepDecoder
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class NativeEngine:
                 model.layout.num_blocks, self._size, model.device, config.granularity
             )
             self._tables = PruningTables(config, model.layout.num_blocks, self._size)
+        self._decoder = model.step_decoder(config, self._state, self.limits.max_batch)
         self._lock = threading.Condition()
         self._queue: deque[Request] = deque()
         self._running: list[Sequence] = []
@@ -211,9 +213,12 @@ class NativeEngine:
         ids = torch.tensor(request.prompt[past:upto], device=self.model.device)
         blocks = torch.tensor([sequence.blocks], device=self.model.device)
         if self._state is not None:
-            visual = torch.zeros(1, blocks.shape[1] * self._size, dtype=torch.bool)
+            visual = torch.zeros(
+                1, blocks.shape[1] * self._size, dtype=torch.bool, device=self.model.device
+            )
             visual[0, past:upto] = ids >= self.model.config.vocab
-            write_context(self._state, blocks, torch.tensor([past]), torch.tensor([upto]), visual)
+            chunk = torch.tensor([[past], [upto]], device=self.model.device)
+            write_context(self._state, blocks, chunk[0], chunk[1], visual)
         table = encode_table(blocks, self.model.config.layers)[0].long()
         hidden = self.model.prefill(self.model.embed(ids, request.embeddings), table, past)
         sequence.prefilled = upto
@@ -222,6 +227,9 @@ class NativeEngine:
 
     def _decode(self, sequences: list[Sequence]) -> None:
         """Feeds the newest token of each sequence."""
+        if self._decoder is not None:
+            self._decode_step(self._decoder, sequences)
+            return
         device = self.model.device
         width = max(blocks_for(s.length, self._size) for s in sequences)
         padded = [s.blocks[:width] + [0] * (width - len(s.blocks)) for s in sequences]
@@ -245,6 +253,19 @@ class NativeEngine:
         for sequence, logits in zip(sequences, self.model.logits(hidden), strict=True):
             self._take(sequence, logits)
 
+    def _decode_step(self, decoder: StepDecoder, sequences: list[Sequence]) -> None:
+        """The same through a device's own decoder: greedy tokens are picked where they arise."""
+        step = decoder.step(
+            [Lane(s.tokens[-1], s.length, len(s.request.prompt), s.blocks) for s in sequences],
+            self._tracer(sequences),
+        )
+        for row, sequence in enumerate(sequences):
+            sampling = sequence.request.sampling
+            if sampling.greedy:
+                self._append(sequence, step.best[row])
+            else:
+                self._take(sequence, step.logits[row].cpu())
+
     def _tracer(self, sequences: list[Sequence]) -> Callable[[int, StepTrace], None] | None:
         trace = self._trace
         if trace is None:
@@ -252,7 +273,9 @@ class NativeEngine:
         return lambda row, step: trace(sequences[row].request.request_id, step)
 
     def _take(self, sequence: Sequence, logits: Tensor) -> None:
-        token = sample(logits, sequence.request.sampling, sequence.generator)
+        self._append(sequence, sample(logits, sequence.request.sampling, sequence.generator))
+
+    def _append(self, sequence: Sequence, token: int) -> None:
         event = sequence.append(token)
         if event is not None:
             self._deliver(event, sequence)

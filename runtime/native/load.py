@@ -24,11 +24,21 @@ def load_engine(
     tokens_per_block: int,
     limits: EngineLimits | None = None,
     trace: Callable[[str, StepTrace], None] | None = None,
+    device: str = "cpu",
 ) -> NativeEngine:
-    """The engine of `bundle`/llm in fp32. kv_tokens: capacity of the pool, rounded up to blocks."""
-    llm, weights = load_weights(bundle / "llm", dtype=torch.float32)
+    """The engine of `bundle`/llm: in fp32 on a CPU, in the bundle's dtype on another device.
+
+    kv_tokens: capacity of the pool, rounded up to blocks.
+    """
+    kind: type[Qwen2] = Qwen2
+    if device != "cpu":
+        from .device import DeviceQwen2  # needs triton
+
+        kind = DeviceQwen2
+    dtype = torch.float32 if device == "cpu" else None
+    llm, weights = load_weights(bundle / "llm", dtype=dtype, device=device)
     blocks = -(-kv_tokens // tokens_per_block)
-    return NativeEngine(Qwen2(llm, weights, blocks, tokens_per_block), config, limits, trace)
+    return NativeEngine(kind(llm, weights, blocks, tokens_per_block), config, limits, trace)
 
 
 def load_built_engine(bundle: Path, build: str = "cpu") -> NativeEngine:

@@ -15,6 +15,7 @@ from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 from safetensors.torch import load_file, save_file
 
 CLIPS = json.loads((CLIPS_DIR / "clips.json").read_text())
+NO_KERNELS = ("--kernel-target", "none")  # they take their time
 CLIP = CLIPS_DIR / CLIPS[0]["file"]
 
 
@@ -28,11 +29,16 @@ def model(tmp_path: Path) -> Path:
 
 def test_from_checkpoint_to_answer(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    done = dycoke("export", MODEL_DIR, "-o", bundle, "--dtype", "float32", "--max-frames", "32")
+    args = ("--dtype", "float32", "--max-frames", "32", "--kernel-target", "sm_90")
+    done = dycoke("export", MODEL_DIR, "-o", bundle, *args)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in bundle.iterdir()) == [
-        "bundle.json", "llm", "tokenizer", "vision_ttm.onnx"
+        "bundle.json", "kernels", "llm", "tokenizer", "vision_ttm.onnx"
     ]  # fmt: skip
+    assert (
+        "kernels/select_b64.sm_90.cubin"
+        in json.loads((bundle / "bundle.json").read_text())["parts"]
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
     done = dycoke("verify", bundle, "--source", MODEL_DIR, "--json")
@@ -81,7 +87,7 @@ def test_verification_finds_other_weights(model: Path, tmp_path: Path) -> None:
 
     # Same revision claimed, other numbers: the comparison itself has to notice.
     other = tmp_path / "other"
-    done = dycoke("export", model, "-o", other, "--dtype", "float32")
+    done = dycoke("export", model, "-o", other, "--dtype", "float32", *NO_KERNELS)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((other / "bundle.json").read_text())
     manifest["source"] = json.loads((bundle / "bundle.json").read_text())["source"]
@@ -158,7 +164,7 @@ def break_weights(model: Path, how: str) -> None:
 )
 def test_broken_checkpoints_leave_nothing(model: Path, tmp_path: Path, how: str) -> None:
     break_weights(model, how)
-    done = dycoke("export", model, "-o", tmp_path / "bundle", "--dtype", "float32")
+    done = dycoke("export", model, "-o", tmp_path / "bundle", "--dtype", "float32", *NO_KERNELS)
     assert_one_line(done, str(model))
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
@@ -195,7 +201,7 @@ def test_build_refuses(tmp_path: Path) -> None:
     done = dycoke("build", bundle, "--target", "cpu", "--tokens-per-block", "0")
     assert_one_line(done, "--tokens-per-block 0")
     half = tmp_path / "bf16"
-    assert dycoke("export", MODEL_DIR, "-o", half).returncode == 0
+    assert dycoke("export", MODEL_DIR, "-o", half, *NO_KERNELS).returncode == 0
     assert_one_line(dycoke("build", half, "--target", "cpu"), "bfloat16", "--dtype float32")
     done = dycoke("verify", half, "--source", MODEL_DIR, "--json")  # its graph is only checked
     assert done.returncode == 0, done.stdout

@@ -14,7 +14,9 @@ CONFIG = LlmConfig(
 )  # fmt: skip
 
 
-def random_weights(config: LlmConfig = CONFIG, seed: int = 0) -> Weights:
+def random_weights(
+    config: LlmConfig = CONFIG, seed: int = 0, device: torch.device | str = "cpu"
+) -> Weights:
     generator = torch.Generator().manual_seed(seed)
     heads = (config.heads + 2 * config.kv_heads) * config.head_dim
     shapes = {
@@ -33,7 +35,7 @@ def random_weights(config: LlmConfig = CONFIG, seed: int = 0) -> Weights:
 
     def get(name: str) -> torch.Tensor:
         shape = next(shape for suffix, shape in shapes.items() if name.endswith(suffix))
-        noise = torch.randn(shape, generator=generator)
+        noise = torch.randn(shape, generator=generator).to(device)
         if len(shape) == 1 and "bias" not in name:
             return 1 + 0.1 * noise
         return noise if "bias" in name or "embedding" in name else noise * 0.3

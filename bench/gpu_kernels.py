@@ -1,0 +1,100 @@
+"""Each kernel alone, next to the least time its memory traffic allows at the measured read rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ..core.dims import LlmDims
+from ..core.pool import PoolLayout, encode_table
+from ..core.reselection import block_keep_table
+from ..core.state import ReselectionState, write_context
+from ..kernels.attention import AttentionWorkspace, paged_attention, splits_for
+from ..kernels.fused import add_norm, swiglu
+from ..kernels.rotary import rotary, rotary_table
+from ..kernels.score import MOST_SPLITS, ScoreWorkspace, score_logits
+from ..kernels.select import SelectionOutput, select
+from .gpu_rates import CUDA, DEVICE, seconds
+
+
+def time_kernels(
+    dims: LlmDims, context: int, batch: int, block: int, read_rate: float, dtype: torch.dtype
+) -> Iterator[dict[str, Any]]:
+    """One row per kernel: microseconds, floor, ratio. Caches are cold: every launch of a series is
+    on another layer's KV, several times the size of a cache at the larger batches."""
+    layers = min(dims.layers, 8)
+    width = -(-context // block)
+    layout = PoolLayout(batch * width, layers, dims.kv_heads, block, dims.head_dim)
+    pool = torch.randn(layout.shape, device=DEVICE, dtype=dtype)
+    blocks = torch.randperm(layout.num_blocks, device=DEVICE).view(batch, width)
+    table = encode_table(blocks, layers).contiguous()
+    lengths = torch.full((batch,), context, dtype=torch.int32, device=DEVICE)
+    prompts = lengths - 8
+    total, dim = dims.heads + 2 * dims.kv_heads, dims.head_dim
+    qkv = torch.randn(batch, total, dim, device=DEVICE, dtype=dtype)
+    rotated, out = torch.empty_like(qkv), qkv.new_empty(batch, dims.heads, dim)
+    cos_sin = rotary_table(context + 1, dim, 1e6, DEVICE)
+    processors = torch.cuda.get_device_properties(0).multi_processor_count if CUDA else 2
+    splits = splits_for(batch * dims.kv_heads, processors, MOST_SPLITS)
+    attention = AttentionWorkspace(batch, dims.heads, dim, splits, DEVICE)
+    scores = ScoreWorkspace.allocate(batch, dims.heads, width, block, splits, DEVICE)
+    selection = SelectionOutput.allocate(batch, width, DEVICE)
+    state = ReselectionState.allocate(layout.num_blocks, block, DEVICE)
+    visual = torch.zeros(batch, width * block, dtype=torch.bool, device=DEVICE)
+    visual[:, 14 : context - 60] = True
+    write_context(state, blocks, torch.zeros_like(prompts), prompts, visual)
+    keep = block_keep_table(0.7, width).to(DEVICE)
+    hidden = torch.randn(batch, dims.hidden, device=DEVICE, dtype=dtype)
+    norm, normed, summed = hidden[0].clone(), torch.empty_like(hidden), torch.empty_like(hidden)
+    gate_up = torch.randn(batch, 2 * dims.intermediate, device=DEVICE, dtype=dtype)
+    inner = gate_up.new_empty(batch, dims.intermediate)
+
+    item = dtype.itemsize
+    kv = batch * context * dims.kv_heads * dim * item  # K or V of one layer
+    logits = batch * dims.heads * context * 4
+    row = batch * total * dim * item
+    launches: dict[str, tuple[Callable[[int], None], float]] = {
+        "attention (K and V)": (
+            lambda layer: paged_attention(
+                rotated, pool, table, lengths, out, attention, heads=dims.heads, layer=layer
+            ),
+            2 * kv,
+        ),
+        "score: logits and statistics": (
+            lambda layer: score_logits(rotated, pool, table, lengths, scores, layer=layer),
+            kv + logits,
+        ),
+        "score, gate, select, compact": (
+            lambda _: select(
+                state, table, lengths, prompts, scores, keep, selection, layers=layers,
+                mode="always", padding=False,
+            ),
+            logits + 9 * batch * context + 16 * batch * width,
+        ),
+        "rotary and KV write": (
+            lambda layer: rotary(
+                qkv, rotated, cos_sin, lengths, prompts, heads=dims.heads,
+                kv_heads=dims.kv_heads, pool=pool, table=table, layer=layer,
+            ),
+            2 * row,
+        ),
+        "residual and RMSNorm": (
+            lambda _: add_norm(hidden, hidden, norm, summed, normed, 1e-6),
+            4 * batch * dims.hidden * item,
+        ),
+        "SwiGLU": (lambda _: swiglu(gate_up, inner), 3 * batch * dims.intermediate * item),
+    }  # fmt: skip
+    rotated.copy_(qkv)
+    for name, (launch, moved) in launches.items():
+
+        def series(launch: Callable[[int], None] = launch) -> None:
+            for layer in range(layers):
+                launch(layer)
+
+        took, floor = seconds(series, inner=layers), moved / read_rate
+        yield {
+            "kernel": name, "batch": batch, "context": context, "block": block,
+            "us": took * 1e6, "floor_us": floor * 1e6, "times_floor": took / floor,
+        }  # fmt: skip

@@ -1,0 +1,154 @@
+"""Which kernels, with which constants, an engine or the native backend of a given model needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .attention import (
+    MERGE_WARPS,
+    attention_constants,
+    attention_kernel,
+    merge_constants,
+    merge_kernel,
+)
+from .attention import WARPS as ATTENTION_WARPS
+from .context import WARPS as CONTEXT_WARPS
+from .context import context_constants, context_kernel
+from .fused import WARPS as FUSED_WARPS
+from .fused import add_norm_constants, add_norm_kernel, swiglu_constants, swiglu_kernel
+from .rotary import WARPS as ROTARY_WARPS
+from .rotary import rotary_constants, rotary_kernel
+from .score import WARPS as SCORE_WARPS
+from .score import logits_constants, logits_kernel, scores_constants, scores_kernel
+from .select import WARPS as SELECT_WARPS
+from .select import select_constants, select_kernel
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+# Types of the kernels' parameters by name; T is the model's dtype, what is not here is an int32.
+# "!" marks pointers that must be 16-byte aligned: wide loads are compiled in. Tables are not among
+# them: one row of a pool's table may begin anywhere.
+_MODEL = ("qkv", "out", "query", "pool", "residual", "delta", "weight", "total", "gate_up")
+_FLOATS = ("cos_sin", "partial", "maxima", "sums", "logits", "scores", "state_scores")
+_INTEGERS = (
+    "lengths", "context_lengths", "prompt_lengths", "table", "keep_table", "ids", "state_record",
+    "out_table", "out_lengths", "decisions",
+)  # fmt: skip
+_TYPES = {
+    **dict.fromkeys(_MODEL, "*T!"),
+    **dict.fromkeys((*_FLOATS, "block_scores"), "*fp32!"),
+    **dict.fromkeys(_INTEGERS, "*i32"),
+    **dict.fromkeys(("state_visual", "state_keep"), "*u8!"),
+    **dict.fromkeys(("scale", "threshold", "epsilon", "total_heads"), "fp32"),
+    "similarities": "*fp32",
+    "counters": "*i64",
+}
+
+
+Grid = tuple[str | int, str | int, str | int]
+
+
+@dataclass(frozen=True)
+class KernelShape:
+    """What the kernels depend on: one rank's heads, the dtype of activations and KV."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str  # float32, float16 or bfloat16
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter as a launcher passes it. type: Triton's, `*` for a pointer."""
+
+    name: str
+    type: str
+    aligned: bool  # to 16 bytes
+
+    @property
+    def bytes(self) -> int:
+        return 8 if self.type.startswith("*") or self.type == "i64" else 4
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel with its constants. grid: what a launcher multiplies out.
+
+    Names in the grid: `rows` of the batch, `context_rows`, packed `tokens`, `splits`; a `/n` behind
+    one is a division that rounds up.
+    """
+
+    name: str
+    kernel: Any  # triton.JITFunction
+    constants: dict[str, int]
+    warps: int
+    grid: Grid
+
+    def parameters(self, dtype: str) -> list[Parameter]:
+        found = []
+        for name in self.kernel.arg_names:
+            if name not in self.constants:
+                type_ = _TYPES.get(name, "i32").replace("T", _TRITON_DTYPES[dtype])
+                found.append(Parameter(name, type_.rstrip("!"), type_.endswith("!")))
+        return found
+
+
+def plugin_variants(shape: KernelShape, blocks: tuple[int, ...]) -> Iterator[Variant]:
+    """What the plugin launches, for engines with any of `blocks` tokens per KV block.
+
+    On one rank the second launch reads logits; on several, `scores` is summed over the ranks and
+    the second launch reads the sum.
+    """
+    heads, kv_heads, dim = shape.heads, shape.kv_heads, shape.head_dim
+    constants = rotary_constants(heads, kv_heads, dim, 1, write=False)
+    groups = -(-(heads + 2 * kv_heads) // constants["HEAD_TILE"])
+    grid: Grid = ("tokens", groups, 1)
+    yield Variant("rotary", rotary_kernel, constants, ROTARY_WARPS, grid)
+    fused = shape.ranks == 1
+    if not fused:
+        constants = scores_constants(heads)
+        grid = ("rows", f"row_tokens/{constants['TILE']}", 1)
+        yield Variant("scores", scores_kernel, constants, SCORE_WARPS, grid)
+    for block in blocks:
+        constants = context_constants(block)
+        grid = ("context_rows", 1, 1)
+        yield Variant(f"context_b{block}", context_kernel, constants, CONTEXT_WARPS, grid)
+        constants = logits_constants(heads, kv_heads, dim, block, DTYPES[shape.dtype], rotate=True)
+        grid = ("rows", kv_heads, "splits")
+        yield Variant(f"logits_b{block}", logits_kernel, constants, SCORE_WARPS, grid)
+        constants = select_constants(heads, block, fused=fused)
+        yield Variant(f"select_b{block}", select_kernel, constants, SELECT_WARPS, ("rows", 1, 1))
+
+
+def native_variants(
+    shape: KernelShape, block: int, hidden: int, intermediate: int
+) -> Iterator[Variant]:
+    """What the native backend launches beside these. It compiles at run time; tests and the full
+    grid compile them ahead."""
+    heads, kv_heads, dim = shape.heads, shape.kv_heads, shape.head_dim
+    constants = rotary_constants(heads, kv_heads, dim, block, write=True)
+    groups = -(-(heads + 2 * kv_heads) // constants["HEAD_TILE"])
+    grid: Grid = ("tokens", groups, 1)
+    yield Variant(f"rotary_write_b{block}", rotary_kernel, constants, ROTARY_WARPS, grid)
+    dtype = DTYPES[shape.dtype]
+    for splits in (1, 8):
+        constants = attention_constants(heads, kv_heads, dim, block, splits, dtype)
+        grid, name = ("rows", kv_heads, splits), f"attention_s{splits}_b{block}"
+        yield Variant(name, attention_kernel, constants, ATTENTION_WARPS, grid)
+    grid = (f"rows*{heads}", 1, 1)
+    yield Variant("merge_s8", merge_kernel, merge_constants(dim, 8), MERGE_WARPS, grid)
+    constants = logits_constants(heads, kv_heads, dim, block, dtype, rotate=False)
+    grid = ("rows", kv_heads, "splits")
+    yield Variant(f"logits_rotated_b{block}", logits_kernel, constants, SCORE_WARPS, grid)
+    constants = add_norm_constants(hidden, add=True)
+    yield Variant("add_norm", add_norm_kernel, constants, FUSED_WARPS, ("rows", 1, 1))
+    constants = swiglu_constants(intermediate)
+    grid = ("rows", f"width/{constants['TILE']}", 1)
+    yield Variant("swiglu", swiglu_kernel, constants, FUSED_WARPS, grid)

@@ -1,0 +1,200 @@
+"""Decode steps on a device: one CUDA graph per batch size and table width.
+
+A step's inputs lie in fixed buffers; lanes beyond the batch have length 0 and do nothing. Tables
+hold all blocks a sequence owns, so they change only with the batch, not with every block that
+fills. A step costs one small copy to the device, one graph launch, and one copy of the likeliest
+tokens back, which is its only synchronisation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ...core.config import DyCokeConfig
+from ...core.errors import DyCokeError
+from ...core.pool import encode_table
+from ...core.reselection import block_keep_table
+from ...core.state import SPAN_BEGIN, SPAN_END, ReselectionState
+from ...kernels.attention import AttentionWorkspace, paged_attention, splits_for
+from ...kernels.common import padded
+from ...kernels.score import MOST_SPLITS, ScoreWorkspace, score_logits
+from ...kernels.select import SelectionOutput, select
+from .pruning import StepTrace, Trace
+from .steps import Lane, StepResult
+
+if TYPE_CHECKING:
+    from .device import DeviceQwen2
+
+
+class Bucket:
+    """Buffers and graph for up to `size` lanes with tables of `width` blocks."""
+
+    def __init__(self, decoder: GraphDecoder, size: int, width: int) -> None:
+        model = decoder.model
+        device, config, layout = model.device, model.config, model.layout
+        self.size, self.width = size, width
+        # Rows: token to feed, length, prompt length. Pinned, so that the copy needs no wait; wide
+        # enough that every row is aligned, or small batches would be compiled apart.
+        shape = (3, padded(size, 4))
+        self.host = torch.zeros(shape, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.inputs = torch.zeros(shape, dtype=torch.int32, device=device)
+        self.table = torch.zeros(size, 2, width, dtype=torch.int32, device=device)
+        self.owners: tuple[tuple[int, ...], ...] = ()  # blocks of the lanes that `table` shows
+        splits = splits_for(size * layout.kv_heads, decoder.processors, MOST_SPLITS)
+        self.attention = AttentionWorkspace(size, config.heads, config.head_dim, splits, device)
+        if decoder.state is not None:
+            self.scores = ScoreWorkspace.allocate(
+                size, config.heads, width, layout.tokens_per_block, splits, device
+            )
+            self.selection = SelectionOutput.allocate(size, width, device)
+            self.selection.counters = decoder.counters
+        self.logits = torch.empty(0)
+        self.best = torch.empty(0)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def show(self, lanes: list[Lane], layers: int) -> None:
+        """Brings the inputs of a step to the device."""
+        self.host.zero_()
+        columns = [(lane.token, lane.length, lane.prompt_length) for lane in lanes]
+        self.host[:, : len(lanes)] = torch.tensor(columns, dtype=torch.int32).T
+        self.inputs.copy_(self.host, non_blocking=True)
+        owners = tuple(tuple(lane.blocks) for lane in lanes)
+        if owners != self.owners:
+            blocks = [list(own[: self.width]) + [0] * (self.width - len(own)) for own in owners]
+            table = encode_table(torch.tensor(blocks), layers)
+            self.table[: len(lanes)].copy_(table)
+            self.owners = owners
+
+
+class GraphDecoder:
+    """Decodes whole steps of a model; graphs are recorded when first needed.
+
+    Raises DyCokeError for token granularity: what moves is blocks.
+
+    counters: int64 [4] on the device, how often each gate decision was taken since the beginning.
+    """
+
+    def __init__(
+        self,
+        model: DeviceQwen2,
+        config: DyCokeConfig,
+        state: ReselectionState | None,
+        max_batch: int,
+        *,
+        graphs: bool | None = None,
+    ) -> None:
+        if state is not None and config.granularity != "block":
+            raise DyCokeError(
+                f"granularity={config.granularity!r} runs on a CPU only; on a GPU use 'block'"
+            )
+        self.model, self.config, self.state = model, config, state
+        self.max_batch = max_batch
+        cuda = model.device.type == "cuda"
+        self.graphs = cuda if graphs is None else graphs
+        self.processors = (
+            torch.cuda.get_device_properties(model.device).multi_processor_count if cuda else 2
+        )
+        self.keep_table = block_keep_table(config.p, model.layout.num_blocks).to(model.device)
+        self.counters = torch.zeros(4, dtype=torch.int64, device=model.device)
+        self._buckets: dict[tuple[int, int], Bucket] = {}
+        self._memory: Any = None  # graphs share one pool of scratch memory
+
+    @torch.no_grad()
+    def step(self, lanes: list[Lane], trace: Trace | None = None) -> StepResult:
+        bucket = self._bucket(len(lanes), max(len(lane.blocks) for lane in lanes))
+        bucket.show(lanes, self.model.config.layers)
+        if bucket.graph is not None:
+            bucket.graph.replay()
+        else:
+            self._run(bucket)
+        result = StepResult(bucket.best.tolist()[: len(lanes)], bucket.logits)
+        if trace is not None and self.state is not None:
+            for row, lane in enumerate(lanes):
+                trace(row, self._trace(bucket, row, lane))
+        return result
+
+    def prepare(self, lanes: int, blocks: int) -> None:
+        """Records the graphs of up to `lanes` sequences of `blocks` blocks, before they are due."""
+        for count in range(1, lanes + 1):
+            self._bucket(count, blocks)
+
+    def _bucket(self, lanes: int, blocks: int) -> Bucket:
+        size = min(padded(lanes), max(self.max_batch, lanes))
+        width = padded(blocks, 8)
+        bucket = self._buckets.get((size, width))
+        if bucket is None:
+            bucket = self._buckets[size, width] = Bucket(self, size, width)
+            if self.graphs:
+                self._capture(bucket)
+        return bucket
+
+    def _capture(self, bucket: Bucket) -> None:
+        """Records the step. All lanes are unused then, so neither pool nor state is touched."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # compiles kernels and lets libraries choose theirs
+                self._run(bucket)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        bucket.graph = torch.cuda.CUDAGraph()
+        # Other threads may use the GPU meanwhile (the vision step of a server).
+        with torch.cuda.graph(bucket.graph, pool=self._memory, capture_error_mode="thread_local"):
+            self._run(bucket)
+        self._memory = self._memory or bucket.graph.pool()
+
+    def _run(self, bucket: Bucket) -> None:
+        """One step on the bucket's buffers. Launches only: no allocation outside the graph's pool,
+        nothing read back."""
+        from .device import Rows
+
+        model, config, state = self.model, self.config, self.state
+        tokens, lengths, prompts = bucket.inputs[:, : bucket.size].unbind()
+        full = Rows(bucket.table, lengths, prompts)
+        current = full
+
+        def attend(layer: int, qkv: Tensor, rotated: Tensor) -> Tensor:
+            nonlocal current
+            if state is not None and layer == config.scoring_layer:
+                score_logits(rotated, model.pool, full.table, lengths, bucket.scores, layer=layer)
+                select(
+                    state, full.table, lengths, prompts, bucket.scores, self.keep_table,
+                    bucket.selection, layers=model.config.layers, mode=config.gate,
+                    threshold=config.gate_threshold, reduce=config.block_reduce, padding=False,
+                )  # fmt: skip
+            if state is not None and layer == config.l:
+                current = Rows(bucket.selection.table, bucket.selection.lengths, prompts)
+            out = qkv.new_empty(len(qkv), model.config.heads, model.config.head_dim)
+            paged_attention(
+                rotated, model.pool, current.table, current.lengths, out, bucket.attention,
+                heads=model.config.heads, layer=layer,
+            )  # fmt: skip
+            return out.flatten(1)
+
+        hidden = model.weights.embedding[tokens.long()]
+        residual, delta = model.forward(hidden, full, attend)
+        _, normed = model.add_norm(residual, delta, model.weights.final_norm)
+        bucket.logits = linear(normed, model.weights.lm_head).float()
+        bucket.best = bucket.logits.argmax(-1)
+
+    def _trace(self, bucket: Bucket, row: int, lane: Lane) -> StepTrace:
+        """What the step did to one lane, read back: for figures and tests, it synchronises."""
+        state, size = self.state, self.model.layout.tokens_per_block
+        assert state is not None
+        record = state.record[lane.blocks[(lane.prompt_length - 1) // size]].tolist()
+        blocks = torch.tensor(lane.blocks, device=self.model.device)
+        position = torch.arange(record[SPAN_BEGIN], record[SPAN_END], device=self.model.device)
+        place = blocks[position // size], position % size
+        visual = state.visual[place]
+        attended = -(-int(bucket.selection.lengths[row]) // size)
+        kept = torch.isin(bucket.table[row, 0], bucket.selection.table[row, 0, :attended])
+        return StepTrace(
+            decision=int(bucket.selection.decision[row]),
+            similarity=float(bucket.selection.similarity[row]),
+            scores=state.scores[place][visual].cpu(),
+            kept=kept[position // size][visual].nonzero()[:, 0].cpu(),
+        )

@@ -1,0 +1,340 @@
+"""Contexts, gate, selection and compaction over many steps, beside core/state.py on the same data.
+
+Requests come and go on recycled blocks; a step mixes prompt chunks, decode rows and unused lanes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from dycoke_trt.core import pool as kv_pool
+from dycoke_trt.core import state as core
+from dycoke_trt.core.pool import encode_table
+from dycoke_trt.core.reselection import (
+    REUSE,
+    UNKNOWN,
+    block_keep_table,
+    prunable_blocks,
+    visual_scores,
+)
+from dycoke_trt.core.state import ReselectionState
+from dycoke_trt.kernels.context import write_context
+from dycoke_trt.kernels.score import ScoreWorkspace, score_logits
+from dycoke_trt.kernels.select import SelectionOutput, select
+from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, POISON_BLOCK, few_examples
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+VISUAL, LAYERS, THRESHOLD = 100, 2, 0.9
+
+
+@dataclass
+class Row:
+    """A request: its ids, the part that was prefilled, and its blocks."""
+
+    ids: list[int]
+    blocks: list[int]
+    chunk: int
+    steps: int  # to decode
+    length: int = 0
+
+    @property
+    def decoding(self) -> bool:
+        return self.length >= len(self.ids)
+
+
+@dataclass
+class World:
+    """Two states side by side, the kernels' and core's, and the requests that use them."""
+
+    size: int
+    width: int
+    seed: int
+    rows: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = torch.Generator().manual_seed(self.seed)
+        self.num_blocks = 3 * self.width
+        self.mine = ReselectionState.allocate(self.num_blocks, self.size, DEVICE)
+        self.theirs = ReselectionState.allocate(self.num_blocks, self.size, DEVICE)
+        for tensor in (self.mine, self.theirs):  # leftovers of earlier owners
+            tensor.visual.fill_(True)
+            tensor.scores.fill_(7.0)
+            tensor.keep.fill_(False)
+        self.free = torch.randperm(self.num_blocks, generator=self.random).tolist()
+
+    def draw(self, low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=self.random))
+
+    def admit(self) -> None:
+        steps = self.draw(1, 4)
+        most = self.width * self.size - steps
+        prompt = self.draw(min(2, most), most)
+        begin = self.draw(0, prompt - 1)
+        end = self.draw(begin, prompt) if self.draw(0, 3) else begin  # now and then: no video
+        if self.draw(0, 1):
+            begin, end = min(begin, 2), max(end, prompt - 2)  # nearly all of it
+        ids = [VISUAL if begin <= t < end else 1 for t in range(prompt)]
+        blocks = [self.free.pop(self.draw(0, len(self.free) - 1)) for _ in range(self.width)]
+        self.rows.append(Row(ids, blocks, self.draw(1, prompt), steps))
+
+    def advance(self) -> tuple[list[Row], list[Row], list[list[int]]]:
+        """Context rows, decode rows, and the ids that the context rows feed."""
+        while len(self.rows) < 3 and len(self.free) >= self.width:
+            self.admit()
+        contexts = [row for row in self.rows if not row.decoding]
+        decodes = [row for row in self.rows if row.decoding]
+        fed = []
+        for row in contexts:
+            upto = min(row.length + row.chunk, len(row.ids))
+            fed.append(row.ids[row.length : upto])
+            row.length = upto
+        for row in decodes:
+            row.length += 1
+            row.steps -= 1
+        return contexts, decodes, fed
+
+    def retire(self) -> None:
+        for row in self.rows:
+            if row.steps == 0:
+                self.free += row.blocks
+        self.rows = [row for row in self.rows if row.steps > 0]
+
+    def blocks(self, rows: list[Row]) -> Tensor:
+        used = [-(-row.length // self.size) for row in rows]
+        lines = [
+            row.blocks[:n] + [POISON_BLOCK] * (self.width - n)
+            for row, n in zip(rows, used, strict=True)
+        ]
+        return torch.tensor(lines, device=DEVICE).view(len(rows), self.width)
+
+
+def ints(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
+
+
+@dataclass
+class Outcome:
+    mine: SelectionOutput
+    theirs: core.Reselection
+    first: int  # row of the first decode row
+
+
+def compare(world: World, outcome: Outcome, decodes: list[Row], full: Tensor) -> None:
+    """Equal decisions, tables, lengths and states; context rows and unused lanes unchanged."""
+    mine, theirs, first = outcome.mine, outcome.theirs, outcome.first
+    last = first + len(decodes)
+    assert torch.equal(mine.decision[first:last], theirs.decision)
+    assert torch.equal(mine.lengths[first:last], theirs.lengths.int())
+    assert torch.equal(mine.table[first:last], encode_table(theirs.table, LAYERS))
+    assert torch.equal(mine.table[:first], full[:first])
+    assert torch.equal(mine.table[last:], full[last:])
+    known = theirs.decision != UNKNOWN
+    got = mine.similarity[first:last][known]
+    torch.testing.assert_close(got, theirs.similarity[known], atol=1e-5, rtol=0)
+    rows = world.num_blocks
+    assert torch.equal(world.mine.record[:rows], world.theirs.record[:rows])
+    assert torch.equal(world.mine.keep[:rows], world.theirs.keep[:rows])
+    torch.testing.assert_close(
+        world.mine.scores[:rows], world.theirs.scores[:rows], atol=1e-5, rtol=0
+    )
+    for row in decodes:  # marks are compared where there is a prompt: only they mean anything
+        prompt = torch.arange(len(row.ids), device=DEVICE)
+        block = torch.tensor(row.blocks, device=DEVICE)[prompt // world.size]
+        marks = world.mine.visual[block, prompt % world.size]
+        assert marks.tolist() == [id_ == VISUAL for id_ in row.ids]
+        fed = row.length - 1
+        assert not world.mine.visual[row.blocks[fed // world.size], fed % world.size]
+
+
+@few_examples
+@given(
+    size=st.sampled_from([8, 16, 32]),
+    width=st.integers(2, 9),
+    levels=st.integers(1, 4),
+    mode=st.sampled_from(["reuse", "full", "always", "once"]),
+    reduce=st.sampled_from(["sum", "max"]),
+    p=st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.95]),
+    seed=st.integers(0, 2**31),
+)
+def test_selection_equals_core_step_by_step(
+    size: int, width: int, levels: int, mode: str, reduce: str, p: float, seed: int
+) -> None:
+    world = World(size, width, seed)
+    keep_table = block_keep_table(p, width).to(DEVICE)
+    lanes = 4  # one more than requests: unused
+    workspace = ScoreWorkspace.allocate(lanes, 1, width, size, 1, DEVICE)
+    out = SelectionOutput.allocate(lanes, width, DEVICE)
+    counts = torch.zeros(4, dtype=torch.int64, device=DEVICE)
+    scores = torch.zeros(lanes, width * size, device=DEVICE)
+    for _ in range(6):
+        contexts, decodes, fed = world.advance()
+        rows = contexts + decodes
+        empty = lanes - len(rows)
+        blocks = torch.cat(
+            [world.blocks(rows), torch.full((empty, width), POISON_BLOCK).to(DEVICE)]
+        )
+        table = encode_table(blocks, LAYERS).contiguous()
+        lengths = ints([row.length for row in rows] + [0] * empty)
+        chunks = ints([len(ids) for ids in fed] + [len(row.ids) for row in decodes] + [0] * empty)
+        ids = ints([id_ for part in fed for id_ in part] + [1] * (len(decodes) + empty))
+        first = len(contexts)
+        write_context(
+            world.mine, ids, table, lengths, chunks,
+            context_rows=first, layers=LAYERS, visual_base=VISUAL,
+        )  # fmt: skip
+        past = (lengths - chunks)[:first]
+        visual = torch.zeros(first, width * size, dtype=torch.bool, device=DEVICE)
+        for i, row in enumerate(contexts):
+            visual[i, : row.length] = torch.tensor(row.ids[: row.length]) == VISUAL
+        core.write_context(world.theirs, blocks[:first], past, lengths[:first], visual)
+
+        # Multiples of 1/64 sum exactly, so equal scores tie exactly; mostly like those before.
+        change = torch.rand(lanes, 1, generator=world.random) < 0.4
+        fresh = torch.randint(0, levels + 1, scores.shape, generator=world.random) / 64
+        scores = torch.where(change.to(DEVICE), fresh.to(DEVICE), scores)
+        select(
+            world.mine, table, lengths, chunks, workspace, keep_table, out, layers=LAYERS,
+            mode=mode, threshold=THRESHOLD, reduce=reduce, scores=scores, context_rows=first,
+        )  # fmt: skip
+        if decodes:
+            part = slice(first, first + len(decodes))
+            theirs = core.reselect(
+                world.theirs, blocks[part], lengths[part], chunks[part], scores[part],
+                keep_table=keep_table, mode=mode, threshold=THRESHOLD, reduce=reduce,
+            )  # fmt: skip
+            assume(((theirs.similarity - THRESHOLD).abs() > 1e-5).all())
+            compare(world, Outcome(out, theirs, first), decodes, table)
+            counts += torch.bincount(theirs.decision, minlength=4)
+        world.retire()
+    assert torch.equal(out.counters, counts)
+
+
+@few_examples
+@given(
+    dtype=st.sampled_from(DTYPES),
+    size=st.sampled_from([8, 16]),
+    heads=st.sampled_from([(1, 1), (2, 1), (6, 2)]),
+    splits=st.sampled_from([1, 4]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_two_launches_equal_core(
+    dtype: torch.dtype, size: int, heads: tuple[int, int], splits: int, seed: int
+) -> None:
+    """Logits and statistics, then score, gate, select and compact, from q and the paged keys."""
+    query_heads, kv_heads = heads
+    width, dim, p = 8, 16, 0.6
+    world = World(size, width, seed)
+    generator = world.random
+    pool = torch.randn(world.num_blocks, LAYERS, 2, kv_heads, size, dim, generator=generator)
+    pool = pool.to(DEVICE, dtype)
+    keep_table = block_keep_table(p, width).to(DEVICE)
+    out = SelectionOutput.allocate(3, width, DEVICE)
+    shape = (3, query_heads + 2 * kv_heads, dim)
+    fed = torch.randn(shape, generator=generator)
+    for _ in range(5):
+        contexts, decodes, chunk = world.advance()
+        rows = contexts + decodes
+        blocks, first = world.blocks(rows), len(contexts)
+        table = encode_table(blocks, LAYERS).contiguous()
+        lengths = ints([row.length for row in rows])
+        context = ints([len(ids) for ids in chunk] + [len(row.ids) for row in decodes])
+        ids = ints([id_ for part in chunk for id_ in part] + [1] * len(decodes))
+        for state in (world.mine, world.theirs):  # contexts have their own test
+            write_context(
+                state, ids, table, lengths, context,
+                context_rows=first, layers=LAYERS, visual_base=VISUAL,
+            )  # fmt: skip
+        fed = fed + 0.3 * torch.randn(shape, generator=generator)
+        decode_qkv = fed[: len(decodes)].to(DEVICE, dtype)
+        filler = torch.full((len(ids) - len(decodes), *shape[1:]), torch.nan)
+        qkv = torch.cat([filler.to(DEVICE, dtype), decode_qkv])
+        workspace = ScoreWorkspace.allocate(len(rows), query_heads, width, size, splits, DEVICE)
+        score_logits(
+            qkv, pool, table, lengths, workspace, layer=1, context_rows=first, tile=16
+        )  # fmt: skip
+        select(
+            world.mine, table, lengths, context, workspace, keep_table, out,
+            layers=LAYERS, threshold=THRESHOLD, context_rows=first,
+        )  # fmt: skip
+        if decodes:
+            there, length, prompt = blocks[first:], lengths[first:], context[first:]
+            visual, _ = core.visual_positions(world.theirs, there, length, prompt)
+            keys = kv_pool.gather(pool, table[first:], 1, kv_pool.KEY)
+            scores = visual_scores(
+                decode_qkv[:, :query_heads], decode_qkv[:, query_heads : query_heads + kv_heads],
+                keys, length, visual,
+            )  # fmt: skip
+            assume(decided(scores, visual, length, size))
+            theirs = core.reselect(
+                world.theirs, there, length, prompt, scores,
+                keep_table=keep_table, threshold=THRESHOLD,
+            )  # fmt: skip
+            assume(((theirs.similarity - THRESHOLD).abs() > 1e-4).all())
+            whole = SelectionOutput(
+                out.table[: len(rows)], out.lengths[: len(rows)], out.decision[: len(rows)],
+                out.similarity[: len(rows)], out.counters,
+            )  # fmt: skip
+            compare(world, Outcome(whole, theirs, first), decodes, table)
+        world.retire()
+
+
+def decided(scores: Tensor, visual: Tensor, lengths: Tensor, size: int) -> bool:
+    """Whether all prunable blocks' scores differ by more than sums in another order may."""
+    prunable = prunable_blocks(visual, lengths, size)
+    sums = scores.view(*prunable.shape, size).sum(-1)
+    gaps = [sums[row][prunable[row]].sort().values.diff() for row in range(len(sums))]
+    return all(bool((gap > 1e-6).all()) for gap in gaps)
+
+
+@pytest.mark.parametrize("fault", ["stale record", "outside the pool", "no prompt"])
+def test_unknown_state_passes_through(fault: str) -> None:
+    world = World(8, 4, 0)
+    if fault == "outside the pool":  # of the state: it may be smaller than the engine's pool
+        world.mine = ReselectionState.allocate(2, 8, DEVICE)
+    table = encode_table(torch.tensor([[5, 6, 7, POISON_BLOCK]]), LAYERS).to(DEVICE).contiguous()
+    lengths, prompt = ints([20]), ints([0 if fault == "no prompt" else 18])
+    if fault == "stale record":
+        world.mine.record[7] = ints([17, 0, 17, 0])
+    before = [t.clone() for t in (world.mine.scores, world.mine.keep, world.mine.record)]
+    workspace = ScoreWorkspace.allocate(1, 1, 4, 8, 1, DEVICE)
+    out = SelectionOutput.allocate(1, 4, DEVICE)
+    select(
+        world.mine, table, lengths, prompt, workspace, block_keep_table(0.9, 4).to(DEVICE), out,
+        layers=LAYERS, scores=torch.rand(1, 32, device=DEVICE),
+    )  # fmt: skip
+    assert out.decision.tolist() == [UNKNOWN]
+    assert out.counters.tolist() == [0, 0, 0, 1]
+    assert torch.equal(out.table, table)
+    assert torch.equal(out.lengths, lengths)
+    after = (world.mine.scores, world.mine.keep, world.mine.record)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_more_blocks_than_one_tile() -> None:
+    """Ranks and places run over several tiles of columns; ties go to the lowest block."""
+    size, width = 8, 150
+    state = ReselectionState.allocate(width, size, DEVICE)
+    blocks = torch.randperm(width, generator=torch.Generator().manual_seed(3))[None].to(DEVICE)
+    table = encode_table(blocks, LAYERS).contiguous()
+    prompt, length = ints([width * size - 6]), ints([width * size - 4])
+    visual = torch.ones(1, width * size, dtype=torch.bool, device=DEVICE)
+    twin = ReselectionState.allocate(width, size, DEVICE)
+    for one in (state, twin):
+        core.write_context(one, blocks, torch.zeros_like(prompt), prompt, visual)
+    keep_table = block_keep_table(0.7, width).to(DEVICE)
+    workspace = ScoreWorkspace.allocate(1, 1, width, size, 1, DEVICE)
+    out = SelectionOutput.allocate(1, width, DEVICE)
+    generator = torch.Generator().manual_seed(4)
+    scores = torch.randint(0, 3, (1, width * size), generator=generator).to(DEVICE) / 64
+    for _ in range(2):
+        select(state, table, length, prompt, workspace, keep_table, out, layers=LAYERS,
+               scores=scores)  # fmt: skip
+        theirs = core.reselect(twin, blocks, length, prompt, scores, keep_table=keep_table)
+        assert torch.equal(out.table, encode_table(theirs.table, LAYERS))
+        assert torch.equal(out.lengths, theirs.lengths.int())
+        assert out.decision.tolist() == theirs.decision.tolist()
+    assert out.decision.tolist() == [REUSE]

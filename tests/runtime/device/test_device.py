@@ -1,0 +1,133 @@
+"""The device backend against the CPU backend: same tokens, same decisions, same selections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.core.reselection import REUSE
+from dycoke_trt.demo import MODEL_DIR
+from dycoke_trt.export.checkpoint import open_checkpoint
+from dycoke_trt.export.llm import export_llm
+from dycoke_trt.runtime.native.device import DeviceQwen2
+from dycoke_trt.runtime.native.engine import EngineLimits, NativeEngine
+from dycoke_trt.runtime.native.graphs import GraphDecoder
+from dycoke_trt.runtime.native.model import Qwen2
+from dycoke_trt.runtime.native.pruning import StepTrace
+from dycoke_trt.runtime.native.sampling import Sampling
+from dycoke_trt.runtime.native.steps import Lane
+from dycoke_trt.runtime.native.weights import load_weights
+from dycoke_trt.tests.kernels.device.batches import DEVICE, INTERPRETED
+from dycoke_trt.tests.runtime.tiny import CONFIG, Client, random_weights, video_prompt
+
+CONFIGS = {
+    "off": DyCokeConfig.off(),
+    "reuse": DyCokeConfig(l=2, p=0.5),
+    "max, l=0": DyCokeConfig(l=0, p=0.7, block_reduce="max", gate_threshold=0.99),
+    "full": DyCokeConfig(l=1, p=0.5, gate="full", gate_threshold=0.5),
+}
+Traces = list[tuple[str, StepTrace]]
+
+
+def tiny_engine(device: str, config: DyCokeConfig, traces: Traces, chunk: int) -> NativeEngine:
+    weights = random_weights(device="cpu" if device == "host" else DEVICE)
+    model = (Qwen2 if device == "host" else DeviceQwen2)(CONFIG, weights, 64, 4)
+    limits = EngineLimits(max_batch=2, prefill_chunk=chunk)
+    return NativeEngine(model, config, limits, lambda name, step: traces.append((name, step)))
+
+
+@pytest.mark.parametrize(("name", "chunk"), [*zip(CONFIGS, (2048, 7, 2048, 9), strict=True)])
+def test_device_equals_cpu(name: str, chunk: int) -> None:
+    """Three requests on two lanes: ragged, batches that change, blocks that are recycled."""
+    answers, traces = [], []
+    for device in ("host", "device"):
+        steps: Traces = []
+        client = Client(tiny_engine(device, CONFIGS[name], steps, chunk))
+        for seed, tokens in enumerate((4, 2, 4)):
+            ids, embeddings = video_prompt(seed, visual=14 + seed, text=4 + seed)
+            options = {"sampling": Sampling(top_k=0, seed=seed)} if seed == 1 else {}
+            client.submit(f"r{seed}", ids, tokens, embeddings=embeddings, **options)
+        client.engine.run_until_idle()
+        answers.append([client.tokens(request) for request in client.events])
+        traces.append(steps)
+    assert answers[0] == answers[1]
+    assert len(traces[0]) == len(traces[1]) == (0 if name == "off" else 7)
+    for (request, theirs), (other, mine) in zip(*traces, strict=True):
+        assert request == other
+        assert mine.decision == theirs.decision
+        assert mine.kept.tolist() == theirs.kept.tolist()
+        assert mine.similarity == pytest.approx(theirs.similarity, abs=1e-4)
+        torch.testing.assert_close(mine.scores, theirs.scores, atol=1e-5, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def demo_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("demo") / "llm"
+    export_llm(open_checkpoint(MODEL_DIR), folder, DyCokeConfig(), "fp32", 1)
+    return folder
+
+
+def test_demo_model_answers_alike(demo_llm: Path) -> None:
+    """fp32 greedy tokens of the trained model; the video is noise of its embeddings' size."""
+    answers, decisions = [], []
+    for kind, device in ((Qwen2, "cpu"), (DeviceQwen2, DEVICE)):
+        config, weights = load_weights(demo_llm, device=device)
+        steps: Traces = []
+        model = kind(config, weights, 24, 8)
+        engine = NativeEngine(model, DyCokeConfig(), trace=lambda n, s, to=steps: to.append((n, s)))
+        client = Client(engine)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(70, config.hidden, generator=generator) * 0.06
+        ids = [5, 6, 7, *range(config.vocab, config.vocab + 70), 11, 12]
+        client.submit("r", ids, 4 if INTERPRETED else 48, embeddings=noise)
+        client.engine.run_until_idle()
+        answers.append(client.tokens("r"))
+        decisions.append([(s.decision, s.kept.tolist()) for _, s in steps])
+    assert answers[0] == answers[1]
+    assert decisions[0] == decisions[1]
+    assert any(decision == REUSE for decision, _ in decisions[0])
+    assert all(len(kept) < 70 for _, kept in decisions[0])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_graph_replay_equals_eager_launches(name: str) -> None:
+    logits = []
+    for graphs in (True, False):
+        engine = tiny_engine("device", CONFIGS[name], [], 2048)
+        decoder = engine._decoder
+        assert isinstance(decoder, GraphDecoder)
+        decoder.graphs = graphs
+        client = Client(engine)
+        for seed in range(2):
+            ids, embeddings = video_prompt(seed, visual=36 + seed, text=4 + seed)
+            client.submit(f"r{seed}", ids, 6, embeddings=embeddings)
+        client.engine.run_until_idle()
+        (bucket,) = [b for b in decoder._buckets.values() if b.size == 2]
+        assert (bucket.graph is not None) == graphs
+        logits.append((bucket.logits.clone(), [client.tokens(f"r{i}") for i in range(2)]))
+    assert logits[0][1] == logits[1][1]
+    assert torch.equal(logits[0][0], logits[1][0])
+
+
+def test_unused_lanes_change_nothing() -> None:
+    """The step that a graph is recorded with: pool, state and counters stay as they were."""
+    engine = tiny_engine("device", CONFIGS["reuse"], [], 2048)
+    decoder = engine._decoder
+    assert isinstance(decoder, GraphDecoder)
+    assert decoder.state is not None
+    engine.model.pool.fill_(1.0)
+    before = [engine.model.pool.clone(), decoder.state.scores.clone(), decoder.counters.clone()]
+    decoder.graphs = False
+    decoder.step([Lane(0, 0, 0, [0])] * 2)
+    after = [engine.model.pool, decoder.state.scores, decoder.counters]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_token_granularity_is_refused() -> None:
+    config = DyCokeConfig(l=2, p=0.5, granularity="token")
+    with pytest.raises(DyCokeError, match="granularity='token' runs on a CPU only"):
+        tiny_engine("device", config, [], 2048)
