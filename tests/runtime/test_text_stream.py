@@ -79,3 +79,17 @@ def test_a_stop_word_may_span_tokens_and_begin_anywhere(tokenizer: Tokenizer) ->
     assert stream.flush() == ""
     with pytest.raises(DyCokeError, match="empty stop word"):
         TextStream(tokenizer, [""])
+
+
+def test_pending_says_whether_text_is_held(tokenizer: Tokenizer) -> None:
+    stream = TextStream(tokenizer, ["stop"])
+    assert not stream.pending
+    ids = tokenizer.encode("é").ids
+    stream.push(ids[:1])
+    assert stream.pending
+    stream.push(ids[1:])
+    assert not stream.pending
+    stream.push(tokenizer.encode("st").ids)
+    assert stream.pending
+    assert stream.flush() == "st"
+    assert not stream.pending
