@@ -83,13 +83,11 @@ def test_a_stop_word_may_span_tokens_and_begin_anywhere(tokenizer: Tokenizer) ->
 
 def test_pending_says_whether_text_is_held(tokenizer: Tokenizer) -> None:
     stream = TextStream(tokenizer, ["stop"])
-    assert not stream.pending
-    ids = tokenizer.encode("é").ids
-    stream.push(ids[:1])
-    assert stream.pending
-    stream.push(ids[1:])
-    assert not stream.pending
-    stream.push(tokenizer.encode("st").ids)
-    assert stream.pending
+    character = tokenizer.encode("é").ids
+    pending = [stream.pending]
+    for ids in (character[:1], character[1:], tokenizer.encode("st").ids):
+        stream.push(ids)
+        pending.append(stream.pending)
+    assert pending == [False, True, False, True]
     assert stream.flush() == "st"
-    assert not stream.pending
+    assert stream.pending is False
