@@ -40,7 +40,7 @@ gpu-sanitize: setup
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/kernels/device
 
 demo: setup
-	@echo "make demo is not there yet: docs/status.md says which steps are" >&2; exit 1
+	$(BIN)/dycoke demo -o build/demo
 
 clean:
 	rm -rf $(VENV) build *.egg-info

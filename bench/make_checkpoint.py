@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ..bundle.files import atomic_directory
-from ..core.dims import PRESETS, LlmDims, ModelDims, preset
+from ..core.dims import PRESETS, LlmDims, ModelDims, VisionDims, preset
+from ..demo import MODEL_DIR
 from ..export.dtypes import TORCH_DTYPES, DTypeName
 from ..export.model_config import LlmConfig, VisionConfig
 from ..export.names import llm_shapes, vision_shapes
@@ -77,6 +79,18 @@ def make_checkpoint(
         config = json.dumps(_config(dims, vision, dtype), indent=2)
         (stage / "config.json").write_text(config)
     return total
+
+
+def make_servable(directory: Path, llm: LlmDims, *, seed: int = 0) -> None:
+    """The demo model with a random language model of another size, in fp32: what a server costs
+    and how it behaves depends on shapes, while a vision tower of the real size would take minutes
+    per video on a CPU. Tokenizer and processors are the demo's; ids beyond it have no text.
+    """
+    vision = VisionDims(layers=4, hidden=96, intermediate=288, patch=8, patches_per_side=12)
+    make_checkpoint(directory, ModelDims("servable", llm, vision), "fp32", heads=3, seed=seed)
+    for file in MODEL_DIR.iterdir():
+        if file.name not in ("config.json", "model.safetensors"):
+            shutil.copy(file, directory)
 
 
 def _draw(

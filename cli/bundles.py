@@ -1,10 +1,10 @@
-"""`dycoke export`, `verify`, `build`, `ask`: the life of a bundle."""
+"""`dycoke export`, `verify`, `build`: the life of a bundle."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -118,59 +118,3 @@ def build(
         bundle, kv_tokens=kv_tokens, tokens_per_block=tokens_per_block, max_batch=max_batch
     )
     typer.echo(f"{path} written")
-
-
-def ask(
-    bundle: Bundle,
-    question: Annotated[str, typer.Argument(help="The question.", show_default=False)],
-    video: Annotated[Path | None, typer.Option("--video", help="Video file.")] = None,
-    frames: Annotated[
-        int, typer.Option("--frames", help="Frames sampled from the video, a multiple of 4.")
-    ] = 16,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.")] = 256,
-    temperature: Annotated[float, typer.Option("--temperature")] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="1 is greedy, 0 takes all tokens.")] = 1,
-    top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
-    seed: Annotated[int | None, typer.Option("--seed", help="For sampling.")] = None,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="Stop word; repeatable.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Ask a question about a video, in this process."""
-    require("onnxruntime", extra="cpu")
-    from ..core.errors import DyCokeError
-    from ..runtime.native.sampling import Sampling
-    from ..runtime.pipeline import Pipeline
-
-    sampling = Sampling(temperature, top_k, top_p, seed)
-    if sampling.greedy and (temperature != 1 or top_p != 1 or seed is not None):
-        raise DyCokeError(
-            "--temperature, --top-p and --seed have no effect on greedy answers; add --top-k 0"
-        )
-    pipeline = Pipeline.from_record(bundle)
-
-    def show(text: str) -> None:
-        if not as_json:
-            typer.echo(text, nl=False)
-
-    clip = None if video is None else pipeline.read(video, frames)
-    answer = pipeline.ask(
-        clip, question, max_tokens=max_tokens, sampling=sampling, stop=stop, on_text=show
-    )
-    report: dict[str, Any] = {
-        "text": answer.text,
-        "finish": answer.finish,
-        "output_tokens": len(answer.tokens),
-        "input_tokens": answer.prompt_tokens,
-        "visual_tokens_before_ttm": answer.visual_tokens_before,
-        "visual_tokens": answer.visual_tokens,
-        "time_to_first_token": answer.time_to_first_token,
-        "tokens_per_second": answer.tokens_per_second,
-    }
-    if as_json:
-        typer.echo(json.dumps(report, indent=2))
-        return
-    typer.echo(
-        f"\n[first token {answer.time_to_first_token * 1e3:.0f} ms, {answer.tokens_per_second:.1f} "
-        f"tokens/s, visual tokens {answer.visual_tokens_before} -> {answer.visual_tokens}]",
-        err=True,
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,10 +34,20 @@ def evaluate(
     model: Annotated[
         Path | None, typer.Option("--model", help="Model directory; default: the demo model.")
     ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend", help="oracle: token granularity; native: paged, prunes blocks of tokens."
+        ),
+    ] = "oracle",
+    tokens_per_block: Annotated[
+        int | None,
+        typer.Option("--tokens-per-block", help="Of the native backend; default: 16."),
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", help="Processes.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Accuracy per task on held-out synthetic videos, by the oracle at token granularity.
+    """Accuracy per task on held-out synthetic videos.
 
     Without --k and --p: full tokens. With either, full tokens are measured on the same samples too
     and the difference is given with its paired interval.
@@ -53,10 +64,22 @@ def evaluate(
             f"--samples {samples} --seed {seed} --workers {workers} is not allowed; allowed: "
             f"samples, workers >= 1, seed >= 0, seed + samples <= {most}"
         )
-    config = dycoke_config(k=k, l=l, p=p, ttm=ttm, gate=gate, granularity="token")
+    if backend not in ("oracle", "native"):
+        raise DyCokeError(f"unknown backend {backend!r}; allowed: oracle, native")
+    native = backend == "native"
+    if tokens_per_block is not None and not 1 <= tokens_per_block <= 128:
+        raise DyCokeError(
+            f"--tokens-per-block {tokens_per_block} is not allowed; allowed: 1 to 128"
+        )
+    granularity = "block" if native else "token"
+    config = dycoke_config(k=k, l=l, p=p, ttm=ttm, gate=gate, granularity=granularity)
     idle = [
         option
-        for option, given in (("--l", l != 3), ("--gate", gate != "reuse"))
+        for option, given in (
+            ("--l", l != 3),
+            ("--gate", gate != "reuse"),
+            ("--tokens-per-block", native and tokens_per_block is not None),
+        )
         if given and p == 0
     ]
     idle += ["--ttm"] if ttm != "paper" and k == 0 else []
@@ -64,9 +87,15 @@ def evaluate(
         raise DyCokeError(
             f"{idle[0]} has no effect without {'--k' if idle[0] == '--ttm' else '--p'}"
         )
+    if tokens_per_block is not None and not native:
+        raise DyCokeError("--tokens-per-block has no effect without --backend native")
     if study and (k > 0 or p > 0):
         raise DyCokeError("--study has its own settings; leave out --k and --p")
-    report = _measure(_settings(config, study), samples, seed, model, workers, quiet=as_json)
+    if study and native:
+        raise DyCokeError("--study compares settings of the oracle; leave out --backend native")
+    block = (tokens_per_block or 16) if native else None
+    settings = _settings(config, study)
+    report = _measure(settings, samples, seed, model, workers, block, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
@@ -93,23 +122,29 @@ def _measure(
     seed: int,
     model: Path | None,
     workers: int,
+    block: int | None,
     *,
     quiet: bool,
 ) -> dict[str, Any]:
-    """Runs the suite; the last setting's figures stand at the top level of the report."""
+    """Runs the suite; the last setting's figures stand at the top level of the report.
+
+    block: tokens per block of the native backend; None is the oracle.
+    """
     import torch
     from rich.console import Console
     from rich.progress import track
 
     from ..demo import MODEL_DIR
+    from ..eval.native import NativeAnswerer
     from ..eval.report import difference, summarise
-    from ..eval.shapes import run_suite
+    from ..eval.shapes import Answerer, run_suite
 
     torch.set_num_threads(1)  # as in the workers: the tensors are small, threads only wait
     folder = model or MODEL_DIR
     for config in settings.values():
         config.check_layers(_layers(folder))
-    results = run_suite(folder, samples, seed, list(settings.values()), workers)
+    load = Answerer if block is None else partial(NativeAnswerer, tokens_per_block=block)
+    results = run_suite(folder, samples, seed, list(settings.values()), workers, load)
     rows = list(
         track(results, "samples", total=samples, console=Console(stderr=True), disable=quiet)
     )
@@ -123,6 +158,8 @@ def _measure(
         "suite": "shapes",
         "samples": samples,
         "seed": seed,
+        "backend": "oracle" if block is None else "native",
+        "tokens_per_block": block,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers")},
@@ -147,7 +184,8 @@ def _show(report: dict[str, Any]) -> None:
     settings: dict[str, dict[str, Any]] = report["settings"]
     cells = {name: _cells(figures) for name, figures in settings.items()}
     table = Table(
-        title=f"shapes, {report['samples']} held-out samples from {report['seed']}: accuracy in %",
+        title=f"shapes, {report['samples']} held-out samples from {report['seed']}, "
+        f"{report['backend']}: accuracy in %",
         title_justify="left",
     )
     labels = list(next(iter(cells.values())))

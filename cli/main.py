@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from . import bundles, cost, evaluate, kernels
+from . import ask, bundles, cost, demo, evaluate, kernels, repo, serve
 
 app = typer.Typer(
     help="Deploy LLaVA-OneVision video LLMs with DyCoke token compression.",
@@ -18,7 +18,10 @@ app.command("export")(bundles.export)
 app.command("verify")(bundles.verify)
 app.command("build")(bundles.build)
 app.command("kernels")(kernels.kernels)
-app.command("ask")(bundles.ask)
+app.command("ask")(ask.ask)
+app.command("repo")(repo.repo)
+app.command("serve")(serve.serve)
+app.command("demo")(demo.demo)
 app.command("flops")(cost.flops)
 app.command("floors")(cost.floors)
 app.command("eval")(evaluate.evaluate)

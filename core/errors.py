@@ -7,3 +7,7 @@ class DyCokeError(ValueError):
     The message is one line that says what is wrong, where, both values, and what to do. The command
     line prints it and exits with status 2; every other exception is a bug and keeps its trace.
     """
+
+
+class QueueFullError(DyCokeError):
+    """The waiting line is full: try again later."""

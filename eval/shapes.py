@@ -6,7 +6,7 @@ oracle's generation run for every setting, so that all settings see the same dec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -124,22 +124,31 @@ def answer(answerer: Answerer, seed: int, configs: list[DyCokeConfig]) -> list[O
 
 
 def run_suite(
-    model_dir: Path, samples: int, seed: int, configs: list[DyCokeConfig], workers: int = 1
+    model_dir: Path,
+    samples: int,
+    seed: int,
+    configs: list[DyCokeConfig],
+    workers: int = 1,
+    load: Callable[[Path], Answerer] = Answerer,
 ) -> Iterator[list[Outcome]]:
     """Yields, per sample, its outcomes in the order of `configs`; samples are held-out ones.
 
-    seed: the first sample, counted from the start of the held-out seeds.
+    seed: the first sample, counted from the start of the held-out seeds. load: makes the answerer
+    from the model's directory, once per worker; it is pickled for them.
     """
     first = HELD_OUT_SEEDS.start + seed
     seeds = range(first, first + samples)
     if workers == 1:
-        answerer = Answerer(model_dir)
+        answerer = load(model_dir)
         for one in seeds:
             yield answer(answerer, one, configs)
         return
     # Spawned, because a forked torch may hang in its thread pool.
     with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_start_worker, initargs=(model_dir, configs)
+        workers,
+        get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(load, model_dir, configs),
     ) as pool:
         yield from pool.map(_work, seeds, chunksize=4)
 
@@ -147,9 +156,11 @@ def run_suite(
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(model_dir: Path, configs: list[DyCokeConfig]) -> None:
+def _start_worker(
+    load: Callable[[Path], Answerer], model_dir: Path, configs: list[DyCokeConfig]
+) -> None:
     torch.set_num_threads(1)
-    _worker["job"] = (Answerer(model_dir), configs)
+    _worker["job"] = (load(model_dir), configs)
 
 
 def _work(seed: int) -> list[Outcome]:

@@ -27,6 +27,11 @@ class TextStream:
         self._given = 0  # characters of their text that were passed on
         self._held = ""  # text that may begin a stop word
 
+    @property
+    def pending(self) -> bool:
+        """Whether something was pushed that is not delivered yet."""
+        return bool(self._ids or self._held)
+
     def push(self, ids: list[int]) -> str:
         """New text that nothing to come can change."""
         self._ids += ids

@@ -8,20 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..bundle.files import open_bundle
 from ..bundle.record import read_record
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
+from .answer import decode_speed
 from .detokenize import TextStream
-from .native.engine import EngineLimits, NativeEngine
-from .native.model import Qwen2
+from .native.engine import EngineLimits
+from .native.load import load_engine
 from .native.pruning import StepTrace
 from .native.request import Event, Request
 from .native.sampling import Sampling
-from .native.weights import load_weights
 from .preprocess import resize
 from .prompt import PromptBuilder
 from .video import read_video
@@ -44,9 +43,7 @@ class Answer:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the tokens after the first; 0 where there is none."""
-        decoding = self.total_time - self.time_to_first_token
-        return (len(self.tokens) - 1) / decoding if len(self.tokens) > 1 else 0.0
+        return decode_speed(len(self.tokens), self.time_to_first_token, self.total_time)
 
 
 class Pipeline:
@@ -75,20 +72,16 @@ class Pipeline:
                 f"k={baked.k}, ttm={baked.ttm!r}; export again with the other values"
             )
         self.prompts = PromptBuilder(bundle, self.manifest)
-        self.vision: Vision
-        model: type[Qwen2]
-        if device == "cpu":
-            self.vision, model, dtype = OnnxVision(bundle), Qwen2, torch.float32
-        else:  # imported here: these need triton
-            from .native.device import DeviceQwen2
-            from .vision_torch import TorchVision
-
-            self.vision, model, dtype = TorchVision.from_bundle(bundle, device), DeviceQwen2, None
-        llm, weights = load_weights(bundle / "llm", dtype=dtype, device=device)
-        blocks = -(-kv_tokens // tokens_per_block)
+        self.vision: Vision = _vision(bundle, device)
         self._steps: dict[str, list[StepTrace]] = {}
-        self.engine = NativeEngine(
-            model(llm, weights, blocks, tokens_per_block), self.config, limits, self._keep_trace
+        self.engine = load_engine(
+            bundle,
+            self.config,
+            kv_tokens=kv_tokens,
+            tokens_per_block=tokens_per_block,
+            limits=limits,
+            trace=self._keep_trace,
+            device=device,
         )
 
     @classmethod
@@ -181,3 +174,11 @@ class Pipeline:
     def _keep_trace(self, request_id: str, step: StepTrace) -> None:
         if request_id in self._steps:
             self._steps[request_id].append(step)
+
+
+def _vision(bundle: Path, device: str) -> Vision:
+    if device == "cpu":
+        return OnnxVision(bundle)
+    from .vision_torch import TorchVision
+
+    return TorchVision.from_bundle(bundle, device)

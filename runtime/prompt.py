@@ -12,15 +12,20 @@ from ..core.errors import DyCokeError
 MAX_QUESTION_BYTES = 65_536
 
 
+def load_tokenizer(bundle: Path) -> Tokenizer:
+    """The bundle's tokenizer. Raises DyCokeError for a broken file."""
+    path = bundle / "tokenizer" / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise DyCokeError(f"{path}: not readable ({error}); export again") from None
+
+
 class PromptBuilder:
     """Token ids of prompts, and text of answers, for one bundle."""
 
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
-        path = bundle / "tokenizer" / "tokenizer.json"
-        try:
-            self.tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise DyCokeError(f"{path}: not readable ({error}); export again") from None
+        self.tokenizer = load_tokenizer(bundle)
         self._template = manifest.template
         self._base = manifest.visual_token_base
         added = self.tokenizer.get_added_tokens_decoder().values()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..bundle.manifest import Manifest
 from ..core.pool import encode_table
 from ..runtime.native.model import Qwen2
-from ..runtime.native.weights import load_weights
+from ..runtime.native.ranks import load_ranks
 from .check import Check
 
 if TYPE_CHECKING:
@@ -28,39 +30,37 @@ def check_llm(
 ) -> list[Check]:
     """Prefill in two chunks, then decode steps, along the source model's own greedy tokens.
 
-    The prompt is text before and after a run of random visual embeddings.
+    The prompt is text before and after a run of random visual embeddings. All ranks of a
+    tensor-parallel bundle run side by side; the first one's logits are compared.
     """
-    config, weights = load_weights(bundle / "llm", dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    visual = torch.randn(PROMPT_TOKENS // 2, config.hidden, generator=generator)
-    visual *= float(weights.embedding.std())
-    ids = torch.randint(min(config.vocab, 256), (PROMPT_TOKENS,), generator=generator)
-    quarter = PROMPT_TOKENS // 4
-    ids[quarter:-quarter] = config.vocab + torch.arange(len(visual))
-
-    native = Qwen2(config, weights, -(-(PROMPT_TOKENS + STEPS) // BLOCK), BLOCK)
-    table = encode_table(torch.arange(native.layout.num_blocks)[None], config.layers).long()
-    embedded = native.embed(ids, visual)
-    native.prefill(embedded[:quarter], table[0], 0)
-    found = [native.logits(native.prefill(embedded[quarter:], table[0], quarter))[0]]
-
     source_embedding = model.get_input_embeddings()
-    inputs = source_embedding(ids.clamp(max=config.vocab - 1))
+    vocab = manifest.visual_token_base
+    generator = torch.Generator().manual_seed(0)
+    visual = torch.randn(PROMPT_TOKENS // 2, manifest.llm.hidden, generator=generator)
+    visual *= float(torch.as_tensor(source_embedding.weight).std())
+    ids = torch.randint(min(vocab, 256), (PROMPT_TOKENS,), generator=generator)
+    quarter = PROMPT_TOKENS // 4
+    ids[quarter:-quarter] = vocab + torch.arange(len(visual))
+
+    inputs = source_embedding(ids.clamp(max=vocab - 1))
     inputs[quarter:-quarter] = visual
     output = model(inputs_embeds=inputs[None], use_cache=True)
-    expected = [output.logits[0, -1].float()]
-    for step in range(STEPS):
-        token = expected[-1].argmax()[None]
+    expected, tokens = [output.logits[0, -1].float()], []
+    for _ in range(STEPS):
+        tokens.append(expected[-1].argmax()[None])
         output = model(
-            input_ids=token[None], past_key_values=output.past_key_values, use_cache=True
+            input_ids=tokens[-1][None], past_key_values=output.past_key_values, use_cache=True
         )
         expected.append(output.logits[0, -1].float())
-        lengths = torch.tensor([PROMPT_TOKENS + step + 1])
-        found.append(native.logits(native.decode(native.embed(token), table, lengths))[0])
+
+    blocks = -(-(PROMPT_TOKENS + STEPS) // BLOCK)
+    ranks = load_ranks(bundle / "llm", blocks, BLOCK, dtype=torch.float32)
+    with ThreadPoolExecutor(len(ranks)) as threads:
+        found, *_ = threads.map(lambda rank: _logits(rank, ids, visual, tokens), ranks)
 
     checks = []
     for name, rows in (("prefill", slice(0, 1)), ("decode", slice(1, None))):
-        mine, theirs = torch.stack(found[rows]), torch.stack(expected[rows])
+        mine, theirs = found[rows], torch.stack(expected[rows])
         mine = mine[:, : theirs.shape[1]]
         difference = float((mine - theirs).abs().max() / theirs.abs().max())
         bound = BOUNDS[manifest.llm.dtype]
@@ -70,3 +70,16 @@ def check_llm(
             )
         )
     return checks
+
+
+@torch.no_grad()  # of each thread
+def _logits(native: Qwen2, ids: Tensor, visual: Tensor, tokens: list[Tensor]) -> Tensor:
+    """fp32 [1 + steps, vocab]: after the prompt, and after each of the tokens int64 [1]."""
+    table = encode_table(torch.arange(native.layout.num_blocks)[None], native.config.layers).long()
+    embedded, first = native.embed(ids, visual), len(ids) // 4
+    native.prefill(embedded[:first], table[0], 0)
+    rows = [native.logits(native.prefill(embedded[first:], table[0], first))]
+    for step, token in enumerate(tokens):
+        lengths = torch.tensor([len(ids) + step + 1])
+        rows.append(native.logits(native.decode(native.embed(token), table, lengths)))
+    return torch.cat(rows)

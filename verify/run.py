@@ -33,5 +33,4 @@ def verify_bundle(bundle: Path, source: Path | None = None) -> Iterator[Check]:
         )
     model = load_source(source)
     yield from check_vision(bundle, manifest, model)
-    if manifest.llm.tp == 1:
-        yield from check_llm(bundle, manifest, model)
+    yield from check_llm(bundle, manifest, model)

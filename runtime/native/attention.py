@@ -1,4 +1,4 @@
-"""Attention over the paged pool on a CPU: gather, then torch's fused attention.
+"""Attention over the paged pool on a CPU: copy K and V in order, then torch's fused attention.
 
 The slow and obvious form is core/attention.py. Tables are TensorRT-LLM's, int [S, 2, M].
 """
@@ -24,19 +24,62 @@ def gather(pool: Tensor, table: Tensor, layer: int, field: int, blocks: int) -> 
     return rows.index_select(0, index).view(len(table), kv_heads, blocks * size, head_dim)
 
 
-def decode_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """One query token per sequence. query: [S, Hq, D]; keys, values: [S, Hkv, T, D].
+class DecodeContext:
+    """The KV cache of S sequences in one decode step, for every layer that uses the same table.
 
-    mask: bool [S, T], True where a position is attended to. Returns [S, Hq * D].
-    The query heads of a group share a KV head, so they stand in as the query's length.
+    table: int64 [S, 2, M]; lengths: int64 [S], tokens attended to, the fed one being the last;
+    mask: bool [S, T], T >= every length, False at positions that are left out, or None. Where
+    things lie in the pool is worked out once, not in each layer.
     """
-    sequences, query_heads, head_dim = query.shape
-    kv_heads = keys.shape[1]
-    grouped = query.view(sequences, kv_heads, query_heads // kv_heads, head_dim)
-    out = torch.nn.functional.scaled_dot_product_attention(
-        grouped, keys, values, attn_mask=mask[:, None, None, :]
-    )
-    return out.reshape(sequences, -1)
+
+    def __init__(
+        self, pool: Tensor, table: Tensor, lengths: Tensor, mask: Tensor | None = None
+    ) -> None:
+        self._pool = pool
+        _, _, _, kv_heads, size, dim = pool.shape
+        newest = lengths - 1
+        column = (newest // size)[:, None, None].expand(-1, 2, 1)
+        self._entries = table.gather(2, column)[:, :, 0].T  # [2, S]
+        self._slot = newest % size
+        heads = torch.arange(kv_heads, device=pool.device)[:, None]
+        self._sequences: list[tuple[Tensor, int, Tensor | None]] = []
+        for row, length in enumerate(lengths.tolist()):
+            slabs = table[row, :, None, : -(-length // size)]
+            index = (slabs * kv_heads + heads).flatten(1)  # [2, kv heads * blocks]
+            kept = None if mask is None else mask[row, None, None, :length]
+            self._sequences.append((index, length, kept))
+        # K and V of one sequence and layer. One buffer for all of them: large memory from malloc
+        # may come as untouched pages, whose first use costs more than the copy.
+        longest = max(index.shape[1] for index, _, _ in self._sequences)
+        self._copies = pool.new_empty(2, longest, size * dim)
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Writes the fed tokens' key and value, [S, Hkv, D]."""
+        slabs = self._pool.flatten(0, 2)[2 * layer :]
+        for field, data in ((KEY, key), (VALUE, value)):
+            slabs[self._entries[field], :, self._slot] = data
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        """One query token per sequence: [S, Hq, D] -> [S, Hq * D].
+
+        Sequence by sequence: K and V of one are still in the cache when they are used, copies of
+        the whole batch would not be, and shorter sequences need no padding. The query heads of a
+        group share a KV head, so they stand in as the query's length.
+        """
+        _, _, _, kv_heads, size, dim = self._pool.shape
+        # As in TensorRT-LLM, the layer is an offset of the base; the indices stay the same.
+        rows = self._pool.view(-1, size * dim)[2 * layer * kv_heads :]
+        grouped = query.view(len(query), kv_heads, -1, dim)
+        out = torch.empty_like(grouped)
+        for row, (index, length, kept) in enumerate(self._sequences):
+            copies = self._copies[:, : index.shape[1]]
+            for field in (KEY, VALUE):
+                torch.index_select(rows, 0, index[field], out=copies[field])
+            keys, values = copies.view(2, 1, kv_heads, -1, dim)[:, :, :, :length]
+            out[row] = torch.nn.functional.scaled_dot_product_attention(
+                grouped[row, None], keys, values, attn_mask=kept
+            )[0]
+        return out.flatten(1)
 
 
 def prefill_attention(query: Tensor, keys: Tensor, values: Tensor, past: int) -> Tensor:
@@ -60,14 +103,12 @@ def prefill_attention(query: Tensor, keys: Tensor, values: Tensor, past: int) ->
     return out[0].transpose(0, 1).reshape(count, query_heads * head_dim)
 
 
-def write(pool: Tensor, table: Tensor, layer: int, position: Tensor, k: Tensor, v: Tensor) -> None:
-    """Writes tokens, in place. table: [S, 2, M]; position: int64 [S]; k, v: [S, Hkv, D].
-
-    For a chunk of one sequence, expand its table row to [n, 2, M].
-    """
+def write_chunk(
+    pool: Tensor, table: Tensor, layer: int, position: Tensor, key: Tensor, value: Tensor
+) -> None:
+    """Writes tokens of one sequence. table: int64 [2, M]; position: int64 [n]; key,
+    value: [n, Hkv, D]."""
     slabs = pool.flatten(0, 2)
     column, slot = position // pool.shape[4], position % pool.shape[4]
-    rows = torch.arange(len(position), device=position.device)
-    for field, data in ((KEY, k), (VALUE, v)):
-        entries = table[rows, field, column] + 2 * layer
-        slabs[entries.long(), :, slot] = data
+    for field, data in ((KEY, key), (VALUE, value)):
+        slabs[table[field, column] + 2 * layer, :, slot] = data

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...core.config import DyCokeConfig
-from ...core.errors import DyCokeError
+from ...core.errors import DyCokeError, QueueFullError
 from ...core.pool import encode_table
 from ...core.state import ReselectionState, write_context
 from .blocks import BlockPool, blocks_for
@@ -27,14 +27,11 @@ from .sampling import sample
 from .steps import Lane, StepDecoder
 
 
-class QueueFullError(DyCokeError):
-    """The waiting line is full: try again later."""
-
-
 @dataclass(frozen=True)
 class EngineLimits:
     """max_batch: sequences that hold blocks at once; max_queue: requests that wait beside them;
-    prefill_chunk: prompt tokens per step, so that a long prompt delays running answers little."""
+    prefill_chunk: prompt tokens per step, of one or several prompts, so that long prompts delay
+    running answers little."""
 
     max_batch: int = 16
     max_queue: int = 256
@@ -119,17 +116,15 @@ class NativeEngine:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """One prefill chunk and one decode step; True while requests are in flight.
+        """Some prompt tokens and one decode step; True while requests are in flight.
 
         An exception of the model ends every running request with finish="failed" and is raised.
         """
         self._drop_cancelled()
         self._admit()
         try:
-            waiting = next((s for s in self._running if not s.decoding), None)
-            if waiting is not None:
-                self._prefill(waiting)
-            decoding = [s for s in self._running if s.decoding and s is not waiting]
+            decoding = [s for s in self._running if s.decoding]
+            self._prefill([s for s in self._running if not s.decoding])
             if decoding:
                 self._decode(decoding)
         except Exception:
@@ -201,10 +196,20 @@ class NativeEngine:
                 Sequence(request, self.blocks.allocate(need), request.sampling.generator())
             )
 
-    def _prefill(self, sequence: Sequence) -> None:
-        """The next chunk of a prompt; after the last one, the first token."""
+    def _prefill(self, sequences: list[Sequence]) -> None:
+        """The next `prefill_chunk` prompt tokens, first come, first served."""
+        budget = self.limits.prefill_chunk
+        for sequence in sequences:
+            count = min(budget, len(sequence.request.prompt) - sequence.prefilled)
+            if count == 0:
+                return
+            self._prefill_chunk(sequence, count)
+            budget -= count
+
+    def _prefill_chunk(self, sequence: Sequence, count: int) -> None:
+        """The next `count` tokens of a prompt; after the last one, the first token."""
         request, past = sequence.request, sequence.prefilled
-        upto = min(past + self.limits.prefill_chunk, len(request.prompt))
+        upto = past + count
         ids = torch.tensor(request.prompt[past:upto], device=self.model.device)
         blocks = torch.tensor([sequence.blocks], device=self.model.device)
         if self._state is not None:

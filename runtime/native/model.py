@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import rms_norm, silu
 
 from ...core.config import DyCokeConfig
 from ...core.pool import KEY, VALUE, PoolLayout
 from ...core.state import ReselectionState
-from .attention import decode_attention, gather, prefill_attention, write
+from .attention import DecodeContext, gather, prefill_attention, write_chunk
+from .linear import few_rows
 from .pruning import Pruner
 from .steps import StepDecoder
 from .weights import LayerWeights, LlmConfig, Weights
@@ -70,11 +71,10 @@ class Qwen2:
         count = len(hidden)
         position = torch.arange(past, past + count, device=self.device)
         rotation = self._rotation(position)
-        rows = table[None].expand(count, -1, -1)
         blocks = -(-(past + count) // self.layout.tokens_per_block)
         for i, layer in enumerate(self.weights.layers):
             query, key, value = self._qkv(layer, hidden, rotation)
-            write(self.pool, rows, i, position, key, value)
+            write_chunk(self.pool, table, i, position, key, value)
             if past == 0:
                 keys, values = key.transpose(0, 1), value.transpose(0, 1)
             else:
@@ -93,37 +93,31 @@ class Qwen2:
 
         table: int64 [S, 2, M]; lengths: int64 [S], the fed token included.
         """
-        position = lengths - 1  # the true position, whatever layers >= l attend to
-        rotation = self._rotation(position)
-        size = self.layout.tokens_per_block
-        blocks = -(-int(lengths.max()) // size)
-        full_mask = torch.arange(blocks * size, device=self.device) < lengths[:, None]
-        current, mask, slot = table, full_mask, position
+        rotation = self._rotation(lengths - 1)  # the true position, whatever layers >= l attend to
+        context = DecodeContext(self.pool, table, lengths)
         for i, layer in enumerate(self.weights.layers):
             query, key, value = self._qkv(layer, hidden, rotation)
             if pruner is not None and i == pruner.scoring_layer:
                 # Scored before this layer's own write: the fed token's key comes from the step.
+                blocks = -(-int(lengths.max()) // self.layout.tokens_per_block)
                 keys = gather(self.pool, table, i, KEY, blocks)
                 selection = pruner.select(query, key, keys, lengths)
             if pruner is not None and i == pruner.first_pruned_layer:
-                current, mask, slot = selection.table, selection.mask, selection.position
-                blocks = mask.shape[1] // size
-            write(self.pool, current, i, slot, key, value)
-            keys = gather(self.pool, current, i, KEY, blocks)
-            values = gather(self.pool, current, i, VALUE, blocks)
-            hidden = self._finish(layer, hidden, decode_attention(query, keys, values, mask))
+                context = DecodeContext(self.pool, *selection)
+            context.write(i, key, value)
+            hidden = self._finish(layer, hidden, context.attend(i, query))
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 [n, vocab] of hidden states [n, hidden]."""
-        return linear(self._norm(hidden, self.weights.final_norm), self.weights.lm_head).float()
+        return few_rows(self._norm(hidden, self.weights.final_norm), self.weights.lm_head).float()
 
     def _qkv(
         self, layer: LayerWeights, hidden: Tensor, rotation: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated query [n, Hq, D], rotated key and value [n, Hkv, D] (contiguous)."""
         heads, kv_heads, dim = self.config.heads, self.config.kv_heads, self.config.head_dim
-        qkv = linear(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias)
+        qkv = few_rows(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias)
         qkv = qkv.view(-1, heads + 2 * kv_heads, dim)
         cos, sin = rotation
         rotated = qkv[:, : heads + kv_heads].float()
@@ -134,9 +128,9 @@ class Qwen2:
 
     def _finish(self, layer: LayerWeights, hidden: Tensor, attended: Tensor) -> Tensor:
         """Output projection, residual, MLP, residual."""
-        hidden = hidden + self._reduce(linear(attended, layer.dense))
-        gate, up = linear(self._norm(hidden, layer.post_norm), layer.gate_up).chunk(2, dim=-1)
-        return hidden + self._reduce(linear(silu(gate) * up, layer.down))
+        hidden = hidden + self._reduce(few_rows(attended, layer.dense))
+        gate, up = few_rows(self._norm(hidden, layer.post_norm), layer.gate_up).chunk(2, dim=-1)
+        return hidden + self._reduce(few_rows(silu(gate).mul_(up), layer.down))
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(hidden, (hidden.shape[-1],), weight, self.config.norm_epsilon)

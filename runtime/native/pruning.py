@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...core.config import DyCokeConfig
@@ -15,11 +14,11 @@ from ...core.state import ReselectionState, reselect, reselect_tokens, visual_po
 
 
 class Selection(NamedTuple):
-    """What layers >= l attend to: T' is a whole number of blocks."""
+    """What layers >= l attend to: the arguments of DecodeContext."""
 
     table: Tensor  # int64 [S, 2, M], compacted
-    mask: Tensor  # bool [S, T']
-    position: Tensor  # int64 [S], where the fed token is written through `table`
+    lengths: Tensor  # int64 [S], through `table`, the fed token included
+    mask: Tensor | None = None  # bool [S, M * B]; None for blocks, which leave the table instead
 
 
 class StepTrace(NamedTuple):
@@ -81,7 +80,6 @@ class Pruner:
         visual, _ = visual_positions(state, blocks, lengths, self._prompt_lengths)
         scores = visual_scores(query, new_key, keys.transpose(1, 2), lengths, visual)
         sequences = (state, blocks, lengths, self._prompt_lengths, scores)
-        position = torch.arange(scores.shape[1], device=scores.device)
         if config.granularity == "block":
             step = reselect(
                 *sequences,
@@ -91,10 +89,7 @@ class Pruner:
                 reduce=config.block_reduce,
             )
             self._report(step.decision, step.similarity, scores, visual, step.keep)
-            used = -(-int(step.lengths.max()) // size) * size
-            mask = position[:used] < step.lengths[:, None]
-            table = encode_table(step.table, self._layers).long()
-            return Selection(table, mask, step.lengths - 1)
+            return Selection(encode_table(step.table, self._layers).long(), step.lengths)
         tokens = reselect_tokens(
             *sequences,
             keep_table=self._tables.keep_table,
@@ -102,8 +97,8 @@ class Pruner:
             threshold=config.gate_threshold,
         )
         self._report(tokens.decision, tokens.similarity, scores, visual, tokens.keep)
-        mask = tokens.keep & (position < lengths[:, None])
-        return Selection(encode_table(blocks, self._layers).long(), mask, lengths - 1)
+        table = encode_table(blocks, self._layers).long()
+        return Selection(table, lengths, tokens.keep)
 
     def _report(
         self, decision: Tensor, similarity: Tensor, scores: Tensor, visual: Tensor, keep: Tensor

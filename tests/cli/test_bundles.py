@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -93,6 +94,32 @@ def test_verification_finds_other_weights(model: Path, tmp_path: Path) -> None:
     (other / "bundle.json").write_text(json.dumps(manifest))
     done = dycoke("verify", other, "--source", MODEL_DIR, "--json")
     assert done.returncode == 1
+    failed = [check["stage"] for check in json.loads(done.stdout) if not check["passed"]]
+    assert failed == ["llm prefill logits", "llm decode logits"]
+
+
+def test_a_tensor_parallel_bundle_is_verified_rank_by_rank(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    done = dycoke("export", MODEL_DIR, "-o", bundle, "--dtype", "float32", "--tp", "2")
+    assert done.returncode == 0, done.stderr
+    done = dycoke("verify", bundle, "--source", MODEL_DIR, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = [check["stage"] for check in json.loads(done.stdout)]
+    assert stages[-2:] == ["llm prefill logits", "llm decode logits"]
+
+    # Other numbers on the second rank alone, with a manifest that claims them.
+    part = bundle / "llm" / "rank1.safetensors"
+    weights = load_file(part)
+    name = next(n for n in weights if "layers.3" in n and n.endswith("mlp.proj.weight"))
+    save_file(weights | {name: weights[name] * 1.01}, part)
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    data = part.read_bytes()
+    manifest["parts"]["llm/rank1.safetensors"] = {
+        "size": len(data), "sha256": hashlib.sha256(data).hexdigest()
+    }  # fmt: skip
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    done = dycoke("verify", bundle, "--source", MODEL_DIR, "--json")
+    assert done.returncode == 1, done.stderr
     failed = [check["stage"] for check in json.loads(done.stdout) if not check["passed"]]
     assert failed == ["llm prefill logits", "llm decode logits"]
 

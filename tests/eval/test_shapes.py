@@ -136,6 +136,24 @@ def test_json() -> None:
     assert "difference" in report
 
 
+def test_the_native_backend() -> None:
+    """Full tokens answer as the oracle does; pruning is by block, on two workers."""
+    args = ["--samples", "4", "--seed", "7", "--k", "0.7", "--p", "0.5", "--json"]
+    oracle, native = (
+        json.loads(dycoke_eval(*args, *more).stdout)
+        for more in ((), ("--backend", "native", "--tokens-per-block", "8", "--workers", "2"))
+    )
+    assert (oracle["backend"], oracle["tokens_per_block"]) == ("oracle", None)
+    assert (native["backend"], native["tokens_per_block"]) == ("native", 8)
+    assert native["config"] == {**oracle["config"], "granularity": "block"}
+    full, expected = (report["settings"]["full tokens"] for report in (native, oracle))
+    assert full["tasks"] == expected["tasks"]
+    assert full["steps"] == expected["steps"]
+    assert native["steps_pruned"] == native["steps"] > 0
+    # Blocks at the edges of the visual span are always attended to.
+    assert native["attention_mass_kept"] != oracle["attention_mass_kept"]
+
+
 def test_table() -> None:
     done = dycoke_eval("--samples", "7")
     assert done.returncode == 0, done.stderr
@@ -157,6 +175,11 @@ def test_table() -> None:
         ("--l 2 --k 0.5", "--l has no effect without --p"),
         ("--ttm random --p 0.5", "--ttm has no effect without --k"),
         ("--study --k 0.5", "--study has its own settings"),
+        ("--study --backend native", "leave out --backend native"),
+        ("--backend trtllm", "unknown backend 'trtllm'; allowed: oracle, native"),
+        ("--tokens-per-block 8 --p 0.5", "no effect without --backend native"),
+        ("--tokens-per-block 8 --backend native", "--tokens-per-block has no effect without --p"),
+        ("--tokens-per-block 0 --backend native --p 0.5", "--tokens-per-block 0"),
         ("--model nowhere", "nowhere/config.json is missing: no model there"),
     ],
 )

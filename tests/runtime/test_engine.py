@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 from dycoke_trt.core.config import DyCokeConfig
-from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.core.errors import DyCokeError, QueueFullError
 from dycoke_trt.core.reselection import RESELECT
-from dycoke_trt.runtime.native.engine import EngineLimits, QueueFullError
+from dycoke_trt.runtime.native.engine import EngineLimits
 from dycoke_trt.runtime.native.pruning import StepTrace
 from dycoke_trt.runtime.native.sampling import Sampling
 from dycoke_trt.tests.runtime.tiny import VOCAB, video_prompt
@@ -56,6 +56,16 @@ def test_chunked_prefill_changes_nothing(make_client, name: str, chunk: int) -> 
         client.engine.run_until_idle()
         answers.append([client.tokens("r1"), client.tokens("r2")])
     assert answers[0] == answers[1]
+
+
+def test_several_prompts_share_a_steps_prefill_tokens(make_client) -> None:
+    client = make_client(limits=EngineLimits(prefill_chunk=10))
+    for i, length in enumerate((4, 5, 6, 1)):
+        client.submit(f"r{i}", [i + 1] * length, 9)
+    client.engine.step()  # 4 + 5 tokens and 1 of the next prompt
+    assert [len(client.tokens(f"r{i}")) for i in range(4)] == [1, 1, 0, 0]
+    client.engine.step()
+    assert [len(client.tokens(f"r{i}")) for i in range(4)] == [2, 2, 1, 1]
 
 
 def test_state_never_leaks_through_recycled_blocks(make_client) -> None:

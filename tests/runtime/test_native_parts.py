@@ -8,8 +8,14 @@ from dycoke_trt.core import attention as reference
 from dycoke_trt.core import pool as kv_pool
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.core.pool import PoolLayout, encode_table
-from dycoke_trt.runtime.native.attention import decode_attention, gather, prefill_attention, write
+from dycoke_trt.runtime.native.attention import (
+    DecodeContext,
+    gather,
+    prefill_attention,
+    write_chunk,
+)
 from dycoke_trt.runtime.native.blocks import BlockPool, blocks_for
+from dycoke_trt.runtime.native.linear import SLICE, few_rows
 from dycoke_trt.runtime.native.sampling import Sampling, sample
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,16 +99,53 @@ def test_paged_attention_equals_core(
     lengths = torch.randint(1, width * size + 1, (sequences,))
     key, value = torch.randn(2, sequences, kv_heads, dim)
     mirror = pool.clone()
-    write(pool, table, layer, lengths - 1, key, value)
+    context = DecodeContext(pool, table, lengths)
+    context.write(layer, key, value)
     kv_pool.write(mirror, table, layer, lengths - 1, key, value)
     assert torch.equal(pool, mirror)
 
     query = torch.randn(sequences, kv_heads * group, dim)
-    keys, values = (gather(pool, table, layer, field, width) for field in (0, 1))
-    mask = torch.arange(width * size) < lengths[:, None]
-    got = decode_attention(query, keys, values, mask)
+    got = context.attend(layer, query)
     expected = reference.paged_attention(query, pool, table, lengths, layer)
     torch.testing.assert_close(got, expected.flatten(1), atol=1e-5, rtol=0)
+
+    keys, values = (gather(pool, table, layer, field, width) for field in (0, 1))
+    mask = torch.rand(sequences, width * size) < 0.5
+    mask[torch.arange(sequences), lengths - 1] = True
+    got = DecodeContext(pool, table, lengths, mask).attend(layer, query)
+    mask &= torch.arange(width * size) < lengths[:, None]
+    expected = reference.masked_attention(query, keys.transpose(1, 2), values.transpose(1, 2), mask)
+    torch.testing.assert_close(got, expected.flatten(1), atol=1e-5, rtol=0)
+
+
+@given(
+    rows=st.integers(1, 20), width=st.integers(1, 40), outputs=st.integers(1, 4 * SLICE),
+    whole=st.booleans(), biased=st.booleans(), seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_products_of_few_rows(
+    rows: int, width: int, outputs: int, whole: bool, biased: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    if whole:
+        outputs = -(-outputs // SLICE) * SLICE
+    x, weight = torch.randn(rows, width), torch.randn(outputs, width)
+    bias = torch.randn(outputs) if biased else None
+    expected = torch.nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(few_rows(x, weight, bias), expected, atol=1e-4, rtol=0)
+
+
+@given(past=st.integers(0, 9), count=st.integers(1, 9), seed=st.integers(0, 2**31))
+def test_a_chunk_is_written_token_by_token(past: int, count: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    layout = PoolLayout(6, 2, 2, 4, 8)
+    pool, table = torch.randn(layout.shape), encode_table(torch.randperm(6)[None], 2).long()
+    mirror, position = pool.clone(), torch.arange(past, past + count)
+    key, value = torch.randn(2, count, 2, 8)
+    write_chunk(pool, table[0], 1, position, key, value)
+    for i in range(count):
+        token = slice(i, i + 1)
+        kv_pool.write(mirror, table, 1, position[token], key[token], value[token])
+    assert torch.equal(pool, mirror)
 
 
 @given(past=st.integers(0, 9), count=st.integers(1, 9), seed=st.integers(0, 2**31))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,11 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
-from dycoke_trt.export.llm_reader import read_llm
+from dycoke_trt.runtime.native.blocks import blocks_for
 from dycoke_trt.runtime.native.engine import NativeEngine
 from dycoke_trt.runtime.native.model import Qwen2
+from dycoke_trt.runtime.native.ranks import load_ranks
 from dycoke_trt.runtime.native.request import Event, Request
-from dycoke_trt.runtime.native.weights import collect, llm_config
 
 PROMPT, NEW, BLOCK = 40, 24, 8
 
@@ -27,43 +26,6 @@ def generate(model: Qwen2, prompt: list[int], visual: torch.Tensor) -> list[int]
     engine.submit(Request("r", prompt, NEW, events.append, visual))
     engine.run_until_idle()
     return [token for event in events for token in event.tokens]
-
-
-def shards(directory: Path) -> list[Qwen2]:
-    """One Qwen2 per rank; their partial sums meet at a barrier, as in an all-reduce."""
-    checkpoint = read_llm(directory)
-    config, tp = llm_config(checkpoint), checkpoint.tp
-    barrier, parts = threading.Barrier(tp), [torch.empty(0)] * tp
-
-    def all_reduce(rank: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        def reduce(x: torch.Tensor) -> torch.Tensor:
-            parts[rank] = x
-            barrier.wait(timeout=60)
-            total = torch.stack(parts).sum(0)
-            barrier.wait(timeout=60)
-            return total
-
-        return reduce
-
-    heads = [checkpoint.tensor("lm_head.weight", rank) for rank in range(tp)]
-
-    def rank_tensor(name: str, rank: int) -> torch.Tensor:
-        # Every rank gets the whole head, so that each picks the same token without a gather.
-        if name == "lm_head.weight":
-            return torch.cat(heads)[: config.vocab]
-        return checkpoint.tensor(name, rank)
-
-    blocks = -(-(PROMPT + NEW) // BLOCK)
-    return [
-        Qwen2(
-            config,
-            collect(config, lambda name, rank=rank: rank_tensor(name, rank)),
-            blocks,
-            BLOCK,
-            reduce=all_reduce(rank),
-        )
-        for rank in range(tp)
-    ]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -78,7 +40,7 @@ def test_two_and_four_ranks_give_the_tokens_of_one(tmp_path: Path, seed: int) ->
     for tp in (1, 2, 4):
         directory = tmp_path / str(tp)
         export_llm(checkpoint, directory, DyCokeConfig.off(), "fp32", tp)
-        ranks = shards(directory)
+        ranks = load_ranks(directory, blocks_for(PROMPT + NEW, BLOCK), BLOCK)
         found: list[list[int]] = [[] for _ in ranks]
 
         def work(rank: int, ranks=ranks, found=found) -> None:

@@ -1,0 +1,147 @@
+"""`dycoke ask`: a question about a video, to a bundle in this process or to a running server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import AsJson, require
+
+_FORMS = "give BUNDLE and QUESTION, or --server HOST:PORT and QUESTION (in quotes)"
+
+
+def ask(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[BUNDLE] QUESTION",
+            help="Bundle directory (not with --server) and the question.",
+            show_default=False,
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server", metavar="HOST:PORT", help="gRPC service of `dycoke serve`; no BUNDLE then."
+        ),
+    ] = None,
+    video: Annotated[Path | None, typer.Option("--video", help="Video file.")] = None,
+    frames: Annotated[
+        int, typer.Option("--frames", help="Frames sampled from the video, a multiple of 4.")
+    ] = 16,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option("--temperature")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="1 is greedy, 0 takes all tokens.")] = 1,
+    top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="For sampling.")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="Stop word; repeatable.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a question about a video: in this process, or with --server of a running server."""
+    bundle, question = _bundle_and_question(words or [], server)
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "stop": stop or [],
+        "on_text": (lambda _: None) if as_json else (lambda text: typer.echo(text, nl=False)),
+    }
+    sampling: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    if server is None:
+        assert bundle is not None
+        report = _ask_here(bundle, question, video, frames, sampling, options)
+    else:
+        report = _ask_there(server, question, video, frames, sampling, options)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    visual = (report["visual_tokens_before_ttm"], report["visual_tokens"])
+    shown = "" if None in visual else f", visual tokens {visual[0]} -> {visual[1]}"
+    typer.echo(
+        f"\n[first token {report['time_to_first_token'] * 1e3:.0f} ms, "
+        f"{report['tokens_per_second']:.1f} tokens/s{shown}]",
+        err=True,
+    )
+
+
+def _bundle_and_question(words: list[str], server: str | None) -> tuple[Path | None, str]:
+    from ..core.errors import DyCokeError
+
+    if server is not None and len(words) == 2:
+        raise DyCokeError(f"--server {server} has its own bundle; leave out {words[0]!r}")
+    if len(words) != (2 if server is None else 1):
+        raise DyCokeError(f"{len(words)} arguments; {_FORMS}")
+    return (Path(words[0]), words[1]) if server is None else (None, words[0])
+
+
+def _refuse_idle(temperature: float, top_k: int, top_p: float, seed: int | None) -> None:
+    from ..core.errors import DyCokeError
+
+    if top_k == 1 and (temperature != 1 or top_p != 1 or seed is not None):
+        raise DyCokeError(
+            "--temperature, --top-p and --seed have no effect on greedy answers; add --top-k 0"
+        )
+
+
+def _ask_here(
+    bundle: Path,
+    question: str,
+    video: Path | None,
+    frames: int,
+    sampling: dict[str, Any],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    require("onnxruntime", extra="cpu")
+    from ..runtime.native.sampling import Sampling
+    from ..runtime.pipeline import Pipeline
+
+    wanted = Sampling(**sampling)
+    _refuse_idle(**sampling)
+    pipeline = Pipeline.from_record(bundle)
+    clip = None if video is None else pipeline.read(video, frames)
+    answer = pipeline.ask(clip, question, sampling=wanted, **options)
+    return {
+        "text": answer.text,
+        "finish": answer.finish,
+        "output_tokens": len(answer.tokens),
+        "input_tokens": answer.prompt_tokens,
+        "visual_tokens_before_ttm": answer.visual_tokens_before,
+        "visual_tokens": answer.visual_tokens,
+        "time_to_first_token": answer.time_to_first_token,
+        "tokens_per_second": answer.tokens_per_second,
+    }
+
+
+def _ask_there(
+    server: str,
+    question: str,
+    video: Path | None,
+    frames: int,
+    sampling: dict[str, Any],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    require("tritonclient", extra="client")
+    from ..runtime.client import ask_server
+
+    _refuse_idle(**sampling)
+    try:
+        answer = ask_server(server, question, video=video, frames=frames, **sampling, **options)
+    except KeyboardInterrupt:
+        typer.echo("\ncancelled", err=True)
+        raise typer.Exit(130) from None
+    return {
+        "text": answer.text,
+        "output_tokens": answer.output_tokens,
+        "input_tokens": answer.input_tokens,
+        "visual_tokens_before_ttm": answer.visual_tokens_before,
+        "visual_tokens": answer.visual_tokens,
+        "time_to_first_token": answer.time_to_first_token,
+        "tokens_per_second": answer.tokens_per_second,
+        "request_id": answer.request_id,
+    }

@@ -1,0 +1,44 @@
+"""`dycoke repo`: the Triton model repository of a bundle, for a server started elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def repo(
+    bundle: Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Repository to write.", show_default=False)
+    ],
+    target: Annotated[str, typer.Option("--target", help="Only: cpu.")] = "cpu",
+    triton_version: Annotated[
+        str, typer.Option("--triton-version", help="Of the server that will load it.")
+    ] = "2.51.0",
+    bundle_path: Annotated[
+        Path | None,
+        typer.Option("--bundle-path", help="Where that server sees the bundle, if elsewhere."),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option("--threads", help="CPU threads of the vision step; 0 takes all cores.")
+    ] = 0,
+) -> None:
+    """Write the Triton model repository of a bundle, to be mounted into a container for example."""
+    from ..core.errors import DyCokeError
+    from ..triton_repo.repository import write_repository
+
+    if target != "cpu":
+        raise DyCokeError(f"unknown target {target!r}; allowed: cpu")
+    if threads < 0:
+        raise DyCokeError(f"--threads {threads} is not allowed; allowed: an integer >= 0")
+    written = write_repository(
+        bundle,
+        output,
+        bundle_path=bundle_path,
+        triton_version=triton_version,
+        build=target,
+        threads=threads,
+    )
+    typer.echo(f"{written}: start it with: tritonserver --model-repository={written.resolve()}")

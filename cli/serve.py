@@ -1,0 +1,119 @@
+"""`dycoke serve`: a bundle behind a Triton server on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..triton_repo.server_log import LoadEvent
+
+
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)],
+    extra: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- OPTION...]", help="Options passed on to tritonserver."),
+    ] = None,
+    target: Annotated[str, typer.Option("--target", help="Only: cpu.")] = "cpu",
+    http_port: Annotated[int, typer.Option("--http-port", help="0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option("--grpc-port", help="0 takes a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option("--metrics-port", help="0 takes a free one.")] = 8002,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every one.")
+    ] = "127.0.0.1",
+    repository: Annotated[
+        Path | None,
+        typer.Option("--repository", help="Write the model repository there and keep it."),
+    ] = None,
+    tritonserver: Annotated[
+        Path | None, typer.Option("--tritonserver", help="The server's binary.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option("--threads", help="CPU threads of a model; 0 takes all cores.")
+    ] = 0,
+    start_timeout: Annotated[
+        float, typer.Option("--start-timeout", help="Seconds to load the models.")
+    ] = 600.0,
+    log_file: Annotated[
+        Path | None, typer.Option("--log-file", help="The server's output; default: a temporary.")
+    ] = None,
+    log_verbose: Annotated[int, typer.Option("--log-verbose", help="Triton's log level.")] = 0,
+) -> None:
+    """Serve a bundle with Triton: writes the model repository, starts the server, watches it."""
+    from ..core.errors import DyCokeError
+    from ..triton_repo.launcher import choose_ports, serving
+    from ..triton_repo.repository import write_repository
+    from ..triton_repo.tritonserver import Ports, find_tritonserver
+
+    if target != "cpu":
+        raise DyCokeError(f"unknown target {target!r}; allowed: cpu")
+    if threads < 0:
+        raise DyCokeError(f"--threads {threads} is not allowed; allowed: an integer >= 0")
+    ports = choose_ports(Ports(http_port, grpc_port, metrics_port, host))
+    found = find_tritonserver(tritonserver)
+    with _terminated_like_interrupted(), _folder(repository) as folder:
+        try:
+            write_repository(
+                bundle, folder, triton_version=found.version, build=target, threads=threads
+            )
+            _say(f"tritonserver {found.version} ({found.source}), models in {folder}")
+            with serving(
+                folder,
+                tritonserver=found,
+                ports=ports,
+                environment={"OMP_NUM_THREADS": str(threads)} if threads else {},
+                log_file=log_file,
+                log_verbose=log_verbose,
+                start_timeout=start_timeout,
+                on_event=_show,
+                extra=extra or [],
+            ) as server:
+                typer.echo(
+                    f"ready: grpc {server.grpc}, http {server.http}, metrics {server.metrics}; "
+                    f'try: dycoke ask --server {server.grpc} --video FILE "QUESTION"'
+                )
+                server.wait()
+        except KeyboardInterrupt:
+            _say("stopped")
+
+
+def _show(event: LoadEvent) -> None:
+    colour = {"ready": "green", "failed": "bold red"}.get(event.state, "dim")
+    _say(f"  {event.model:<16} [{colour}]{event.state}[/]")
+
+
+def _say(text: str) -> None:
+    """Progress goes to stderr, so that stdout holds the ready line alone."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+
+
+@contextmanager
+def _folder(repository: Path | None) -> Iterator[Path]:
+    if repository is not None:
+        yield repository
+        return
+    with TemporaryDirectory(prefix="dycoke-models-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does; a second one kills the server at once."""
+
+    def interrupt(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

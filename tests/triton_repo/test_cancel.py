@@ -1,0 +1,154 @@
+"""Cancelling on a server whose decode steps are slow enough to be counted."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dycoke_trt.bench.make_checkpoint import make_servable
+from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dims import LlmDims
+from dycoke_trt.engines.cpu import build_cpu
+from dycoke_trt.export.bundle import export_bundle
+from dycoke_trt.runtime.protocol import BLS, ENSEMBLE, LLM
+from dycoke_trt.tests.triton_repo.conftest import SERVER_ENVIRONMENT
+from dycoke_trt.tests.triton_repo.streams import Reply, connection, metrics, take, tensor
+from dycoke_trt.triton_repo.launcher import RunningServer, serving
+from dycoke_trt.triton_repo.repository import write_repository
+
+# About 20 ms per step on one core; the demo model's few ms end before a cancellation arrives.
+SLOW = LlmDims(8, 768, 3072, 12, 2, 64, 512, True)
+STEPS = 3  # within which a cancelled stream has to be gone
+LONG = 400  # tokens: seconds
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder: Path = tmp_path_factory.mktemp("slow")
+    make_servable(folder / "model", SLOW)
+    bundle = folder / "bundle"
+    export_bundle(folder / "model", bundle, DyCokeConfig(), dtype="float32", max_frames=8)
+    build_cpu(bundle, kv_tokens=2048, tokens_per_block=16, max_batch=4)
+    repository = write_repository(bundle, folder / "repository", threads=1)
+    with serving(repository, environment=SERVER_ENVIRONMENT) as running:
+        yield running
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def video_question() -> list[Any]:
+    inputs = {
+        "text_input": "What?",
+        "video_bytes_input": np.zeros((1, 8, 32, 32, 3), np.uint8),
+        "max_tokens": LONG,
+        "stream": True,
+    }
+    return [tensor(name, value) for name, value in inputs.items()]
+
+
+def llm_question() -> list[Any]:
+    prompt = np.arange(20, dtype=np.int32)[None]
+    return [
+        tensor("input_ids", prompt, "INT32"),
+        tensor("input_lengths", 20, "INT32"),
+        tensor("request_output_len", LONG, "INT32"),
+        tensor("streaming", True, "BOOL"),
+    ]
+
+
+def steps_to_freedom(server: RunningServer) -> float:
+    """Steps until the pool is empty; the scheduler does not step while nothing is in flight."""
+    before = metrics(server.metrics)["dycoke_steps_total"]
+    until(lambda: metrics(server.metrics)["dycoke_kv_blocks_used"] == 0)
+    return metrics(server.metrics)["dycoke_steps_total"] - before
+
+
+@pytest.mark.parametrize("model", [ENSEMBLE, BLS, LLM])
+def test_a_cancelled_stream_frees_its_blocks(slow: RunningServer, model: str) -> None:
+    ended = metrics(slow.metrics)["dycoke_requests_total/cancelled"]
+    with connection(slow.grpc) as stream:
+        stream.send(model, uuid.uuid4().hex, llm_question() if model == LLM else video_question())
+        for _ in range(3):
+            _, _, error = next(stream.replies())
+            assert error is None
+        assert metrics(slow.metrics)["dycoke_kv_blocks_used"] > 0
+        stream.cancel()
+        assert steps_to_freedom(slow) <= STEPS
+    assert metrics(slow.metrics)["dycoke_requests_total/cancelled"] == ended + 1
+
+
+def test_stop_with_the_same_id_ends_a_stream(slow: RunningServer) -> None:
+    name = uuid.uuid4().hex
+    with connection(slow.grpc) as stream, connection(slow.grpc) as other:
+        stream.send(ENSEMBLE, name, video_question())
+        replies = stream.replies()
+        _, result, error = next(replies)
+        assert error is None
+        stop = [t for t in llm_question() if t.name() != "input_ids"]
+        other.send(LLM, name, [*stop, tensor("stop", True, "BOOL")])
+        _, stopped, error = next(other.replies())
+        assert error is None
+        assert stopped.get_response().parameters["triton_final_response"].bool_param
+        assert steps_to_freedom(slow) <= STEPS
+        reply = Reply()
+        while not reply.finals:
+            take(reply, result)
+            if not reply.finals:
+                _, result, error = next(replies)
+                assert error is None
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.3, 0.6, 0.9])
+def test_the_twin_is_cancelled_at_any_stage(slow: RunningServer, part: float) -> None:
+    """Cancelled at a part of the time to its first token: decoding, vision, queue or prefill."""
+    begun = time.monotonic()
+    with connection(slow.grpc) as stream:
+        stream.send(BLS, "", video_question())
+        _, _, error = next(stream.replies())
+        assert error is None
+        first = time.monotonic() - begun
+        stream.cancel()
+    until(lambda: metrics(slow.metrics)["dycoke_kv_blocks_used"] == 0)
+    before = metrics(slow.metrics)
+    with connection(slow.grpc) as stream:
+        begun = time.monotonic()
+        stream.send(BLS, "", video_question())
+        until(lambda: time.monotonic() - begun >= part * first)
+        stream.cancel()
+    # A request that follows is answered, after which nothing of the cancelled one is left.
+    with connection(slow.grpc) as stream:
+        text = [t for t in video_question() if t.name() not in ("video_bytes_input", "max_tokens")]
+        stream.send(BLS, "", [*text, tensor("max_tokens", 2)])
+        reply = Reply()
+        for _, result, error in stream.replies():
+            assert error is None
+            take(reply, result)
+            if reply.finals:
+                break
+    until(lambda: metrics(slow.metrics)["dycoke_kv_blocks_used"] == 0)
+    after = metrics(slow.metrics)["dycoke_tokens_total"]
+    assert after - before["dycoke_tokens_total"] <= 2 + 2 * STEPS
+
+
+def test_a_waiting_request_is_cancelled_too(slow: RunningServer) -> None:
+    """The pool holds three long answers; one more waits, and leaves the line when cancelled."""
+    with connection(slow.grpc) as busy, connection(slow.grpc) as waiting:
+        for _ in range(3):
+            busy.send(BLS, "", video_question())
+        until(lambda: metrics(slow.metrics)["dycoke_kv_blocks_used"] > 0)
+        waiting.send(BLS, "", video_question())
+        until(lambda: metrics(slow.metrics)["dycoke_requests_waiting"] == 1)
+        waiting.cancel()
+        until(lambda: metrics(slow.metrics)["dycoke_requests_waiting"] == 0)
+        assert metrics(slow.metrics)["dycoke_kv_blocks_used"] > 0
+        busy.cancel()
+        until(lambda: metrics(slow.metrics)["dycoke_kv_blocks_used"] == 0)

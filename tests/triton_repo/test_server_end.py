@@ -1,0 +1,96 @@
+"""What streams in flight see when the server ends, on purpose or because a model died."""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import pytest
+from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.runtime.protocol import LLM
+from dycoke_trt.tests.support import demo_bundle
+from dycoke_trt.tests.triton_repo.conftest import SERVER_ENVIRONMENT
+from dycoke_trt.tests.triton_repo.streams import connection, tensor
+from dycoke_trt.triton_repo import launcher
+from dycoke_trt.triton_repo.launcher import RunningServer, serving
+from dycoke_trt.triton_repo.processes import stubs_of
+from dycoke_trt.triton_repo.repository import write_repository
+
+SHORT, LONG = 100, 3500  # tokens: parts of a second, and more than the server waits
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = demo_bundle(DyCokeConfig(k=0.5, l=2, p=0.5))
+    return write_repository(bundle, tmp_path_factory.mktemp("end") / "models", threads=1)
+
+
+def generate(address: str, length: int, begun: Callable[[], Any]) -> tuple[int, str]:
+    """Generates `length` tokens without an end; `begun` is called at the first. Tokens, error."""
+    prompt = np.arange(1, 9, dtype=np.int32)[None]
+    inputs = [
+        tensor("input_ids", prompt, "INT32"),
+        tensor("input_lengths", 8, "INT32"),
+        tensor("request_output_len", length, "INT32"),
+        tensor("streaming", True, "BOOL"),
+    ]
+    tokens = 0
+    with connection(address) as stream:
+        stream.send(LLM, uuid.uuid4().hex, inputs)
+        for _, result, error in stream.replies():
+            if error is not None:
+                return tokens, error.message() or str(error)
+            if tokens == 0:
+                begun()
+            tokens += result.as_numpy("sequence_length").item()
+            if result.get_response().parameters["triton_final_response"].bool_param:
+                return tokens, ""
+    raise AssertionError("unreachable")
+
+
+def end_while_streaming(
+    repository: Path, lengths: list[int], end: Callable[[RunningServer], None]
+) -> list[tuple[int, str]]:
+    """Ends the server once every stream has its first token; returns what each stream saw."""
+    with ThreadPoolExecutor(len(lengths)) as threads:
+        started: SimpleQueue[None] = SimpleQueue()
+        with serving(repository, environment=SERVER_ENVIRONMENT) as server:
+            streams = [
+                threads.submit(generate, server.grpc, n, lambda: started.put(None)) for n in lengths
+            ]
+            for _ in streams:
+                started.get(timeout=60)
+            end(server)
+        return [stream.result(timeout=60) for stream in streams]
+
+
+def test_a_server_that_is_stopped_lets_streams_end(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "EXIT_TIMEOUT", 3)
+    short, long = end_while_streaming(repository, [SHORT, LONG], lambda _: None)
+    assert short == (SHORT, "")
+    tokens, error = long
+    assert 0 < tokens < LONG
+    assert error
+
+
+def test_a_model_that_dies_is_an_error_and_no_hang(repository: Path) -> None:
+    def kill(server: RunningServer) -> None:
+        (llm,) = (stub for stub in stubs_of(server.pid, repository) if stub.model == LLM)
+        os.kill(llm.pid, signal.SIGKILL)
+        with pytest.raises(DyCokeError, match=r"model tensorrt_llm died \(signal 9\)"):
+            server.wait(60)
+        assert not launcher._is_ready(server.http)
+
+    ((tokens, error),) = end_while_streaming(repository, [LONG], kill)
+    assert 0 < tokens < LONG
+    assert error

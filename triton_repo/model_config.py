@@ -1,0 +1,83 @@
+"""config.pbtxt of one model, from a description of it.
+
+Field names are those of Triton's model_config.proto. The text is written here and not with protobuf
+classes: only clients install those, and people read these files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ..runtime.protocol import TensorSpec
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model of an ensemble. inputs, outputs: {its tensor: the ensemble's tensor}."""
+
+    model: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model of the repository; `steps` makes it an ensemble.
+
+    decoupled: sends any number of responses per request. max_inflight: how many responses of a
+    decoupled step an ensemble may hold per request (0: not written, older servers refuse it).
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    backend: str = "python"
+    decoupled: bool = False
+    instances: int = 1
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    max_inflight: int = 0
+
+    def text(self) -> str:
+        """The whole config.pbtxt."""
+        lines = [f'name: "{self.name}"']
+        lines.append('platform: "ensemble"' if self.steps else f'backend: "{self.backend}"')
+        lines.append("max_batch_size: 1")
+        if self.decoupled:
+            lines.append("model_transaction_policy { decoupled: true }")
+        lines += [_tensor("input", spec) for spec in self.inputs]
+        lines += [_tensor("output", spec) for spec in self.outputs]
+        lines += [
+            f"parameters {{ key: {_quote(key)} value {{ string_value: {_quote(value)} }} }}"
+            for key, value in self.parameters.items()
+        ]
+        if self.steps:
+            lines += ["ensemble_scheduling {"]
+            if self.max_inflight:
+                lines.append(f"  max_inflight_requests: {self.max_inflight}")
+            lines += [line for step in self.steps for line in _step(step)]
+            lines += ["}"]
+        else:
+            lines.append(f"instance_group [ {{ count: {self.instances} kind: KIND_CPU }} ]")
+        return "\n".join(lines) + "\n"
+
+
+def _tensor(kind: str, spec: TensorSpec) -> str:
+    dtype = "TYPE_STRING" if spec.dtype == "BYTES" else f"TYPE_{spec.dtype}"
+    dims = ", ".join(map(str, spec.shape))
+    is_optional = " optional: true" if spec.optional and kind == "input" else ""
+    return f'{kind} [ {{ name: "{spec.name}" data_type: {dtype} dims: [ {dims} ]{is_optional} }} ]'
+
+
+def _step(step: Step) -> Iterable[str]:
+    yield f'  step [ {{ model_name: "{step.model}" model_version: -1'
+    for kind, names in (("input_map", step.inputs), ("output_map", step.outputs)):
+        yield from (f'    {kind} {{ key: "{key}" value: "{name}" }}' for key, name in names.items())
+    yield "  } ]"
+
+
+def _quote(text: str) -> str:
+    """A string literal of protobuf's text format; JSON's escapes are valid there for ASCII."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,212 @@
+"""Model `dycoke_bls`: the ensemble's steps as one model.
+
+What the ensemble cannot do: a request needs no id, text alone is allowed, stop words are compared
+as text, and cancelling works at every stage. One thread per request; the LLM step batches them.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from ...bundle.files import open_bundle
+from ...core.errors import DyCokeError
+from ...runtime import protocol as p
+from ...runtime.detokenize import TextStream
+from ...runtime.prompt import load_tokenizer
+from .llm_calls import stop_generation
+from .requests import check_parameters, error_response, parameter, tensors, text_tensor
+from .sender import Sender
+
+_MOST_REQUESTS = 256  # in flight; more wait in line
+_WATCH_SECONDS = 0.005
+
+
+class StepError(Exception):
+    """An error that a step answered with; passed on as it is."""
+
+    def __init__(self, error: Any) -> None:
+        super().__init__(error.message())
+        self.error = error
+
+
+class CancelledError(Exception):
+    """The client does not wait any more."""
+
+
+class TritonPythonModel:
+    def initialize(self, args: Mapping[str, str]) -> None:
+        bundle = Path(parameter(args, "bundle"))
+        self._text_ids = open_bundle(bundle).visual_token_base
+        self._tokenizer = load_tokenizer(bundle)
+        self._threads = ThreadPoolExecutor(_MOST_REQUESTS, "request")
+        self._generating: dict[str, Sender] = {}  # LLM request id -> response sender
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._watcher.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            self._threads.submit(self._run, request, Sender(request))
+
+    def finalize(self) -> None:
+        self._threads.shutdown()
+        self._stopping.set()
+        self._watcher.join()
+
+    def _run(self, request: Any, sender: Sender) -> None:
+        try:
+            check_parameters(request)
+            self._answer({tensor.name(): tensor for tensor in request.inputs()}, sender)
+        except CancelledError:
+            sender.send(final=True)
+        except StepError as error:
+            response = pb_utils.InferenceResponse(output_tensors=[], error=error.error)
+            sender.send(response, final=True)
+        except Exception as error:
+            sender.send(error_response(error), final=True)
+
+    def _answer(self, inputs: Mapping[str, Any], sender: Sender) -> None:
+        # The LLM step sees an id of our own, so that clients may send any or none.
+        request_id = uuid.uuid4().hex
+        stop_words = _strings(inputs, "stop_words")
+        if "" in stop_words:
+            raise DyCokeError("stop_words: an empty stop word is not allowed")
+        echo = not _flag(inputs, "exclude_input_in_output", default=True)
+        if echo and stop_words:
+            raise DyCokeError(
+                "exclude_input_in_output: false cannot be combined with stop_words; leave one out"
+            )
+        video = [name for name in ("video_bytes_input", "video_file_input") if name in inputs]
+        question = [
+            inputs[spec.name]
+            for spec in p.QUESTION_INPUTS
+            if spec.name in inputs and spec.name != "stop_words"
+        ]
+        if not video:
+            question.append(pb_utils.Tensor("text_only", np.ones((1, 1), np.bool_)))
+        names = [spec.name for spec in p.PROMPT]
+        visual = ["frames", p.PROMPT_VOCAB_SIZE.name] if video else []
+        made = self._call(p.PREPROCESSING, request_id, question, [*names, *visual], sender)
+        prompt = [made[name] for name in names]
+        if video:
+            frames = made["frames"]
+            embeds = self._call(p.VISION, request_id, [frames], ["visual_embeds"], sender)
+            table = embeds["visual_embeds"].as_numpy()
+            prompt += [made[p.PROMPT_VOCAB_SIZE.name], pb_utils.Tensor(p.PROMPT_TABLE, table)]
+        stream = _flag(inputs, "stream", default=False)
+        # Stop words are found in the text, so a generation with them is watched as it goes.
+        options = {
+            spec.name: inputs[name].as_numpy()
+            for name, spec in p.ANSWER_INPUTS.items()
+            if name in inputs
+        }
+        options["streaming"] = np.array([[stream or bool(stop_words)]])
+        responses = self._generate(request_id, [*prompt, *tensors(options)], sender)
+        self._deliver(request_id, responses, stop_words, stream, sender)
+
+    def _deliver(
+        self,
+        request_id: str,
+        responses: Iterator[Any],
+        stop_words: Sequence[str],
+        stream: bool,
+        sender: Sender,
+    ) -> None:
+        """Sends each response as text; without `stream` all of them as one."""
+        text = TextStream(self._tokenizer, stop_words)
+        stopped = False
+        pieces: list[str] = []
+        counts: dict[str, int] = {}
+        for response in responses:
+            outputs = {t.name(): t.as_numpy() for t in response.output_tensors()}
+            if stopped:
+                continue  # what was on its way when the generation was ended
+            for spec in p.TOKEN_COUNTS:
+                if spec.name in outputs:
+                    value = int(outputs[spec.name].item())
+                    before = counts.get(spec.name, 0) if spec.name == "num_output_tokens" else 0
+                    counts[spec.name] = before + value
+            ids = outputs["output_ids"][0, 0].tolist()
+            pieces.append(text.push([token for token in ids if token < self._text_ids]))
+            stopped = text.stopped
+            if stopped:
+                stop_generation(request_id)
+            elif stream and "".join(pieces):
+                sender.send(_response("".join(pieces), counts))
+                pieces, counts = [], {}
+        pieces.append(text.flush())
+        sender.send(_response("".join(pieces), counts), final=True)
+
+    def _call(
+        self, model: str, request_id: str, inputs: list[Any], outputs: list[str], sender: Sender
+    ) -> dict[str, Any]:
+        """Runs a step that answers once. Raises StepError, or CancelledError after it."""
+        if sender.is_cancelled():
+            raise CancelledError
+        response = pb_utils.InferenceRequest(
+            model_name=model,
+            request_id=request_id,
+            requested_output_names=outputs,
+            inputs=inputs,
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+        ).exec()
+        if response.has_error():
+            raise StepError(response.error())
+        if sender.is_cancelled():
+            raise CancelledError
+        return {tensor.name(): tensor for tensor in response.output_tensors()}
+
+    def _generate(self, request_id: str, inputs: list[Any], sender: Sender) -> Iterator[Any]:
+        """The LLM step's responses. Raises StepError; ends early where the client cancelled."""
+        self._generating[request_id] = sender
+        try:
+            request = pb_utils.InferenceRequest(
+                model_name=p.LLM,
+                request_id=request_id,
+                requested_output_names=[spec.name for spec in p.LLM_OUTPUTS],
+                inputs=inputs,
+            )
+            for response in request.exec(decoupled=True):
+                if response.has_error():
+                    raise StepError(response.error())
+                if response.output_tensors():  # the final flag may come alone
+                    yield response
+        finally:
+            self._generating.pop(request_id, None)
+
+    def _watch(self) -> None:
+        """Ends generations whose client cancelled, also while they wait or prefill."""
+        while not self._stopping.wait(_WATCH_SECONDS):
+            for request_id, sender in list(self._generating.items()):
+                try:
+                    if sender.is_cancelled():
+                        self._generating.pop(request_id, None)
+                        stop_generation(request_id)
+                except Exception as error:
+                    pb_utils.Logger.log_error(f"{request_id}: {error}")
+
+
+def _response(text: str, counts: Mapping[str, int]) -> Any:
+    values = {name: np.array([[value]], np.int32) for name, value in counts.items()}
+    return pb_utils.InferenceResponse([text_tensor("text_output", text), *tensors(values)])
+
+
+def _strings(inputs: Mapping[str, Any], name: str) -> list[str]:
+    if name not in inputs:
+        return []
+    try:
+        return [value.decode("utf-8") for value in inputs[name].as_numpy().reshape(-1).tolist()]
+    except UnicodeDecodeError as error:
+        raise DyCokeError(f"{name}: not UTF-8 (byte {error.start})") from None
+
+
+def _flag(inputs: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    return bool(inputs[name].as_numpy().reshape(-1)[0]) if name in inputs else default

@@ -1,0 +1,74 @@
+"""What all models do with Triton's requests: read tensors, refuse what they do not know, fail well.
+
+Errors of a user become INVALID_ARGUMENT with the message as it is; anything else is a bug, goes to
+the server's log with its trace, and reaches the client as INTERNAL.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+from ...core.errors import DyCokeError, QueueFullError
+
+
+def parameter(args: Mapping[str, str], name: str) -> str:
+    """A parameter of the model's config.pbtxt; args: what Triton gives `initialize`."""
+    value: str = json.loads(args["model_config"])["parameters"][name]["string_value"]
+    return value
+
+
+def array(request: Any, name: str) -> NDArray[Any] | None:
+    """An input tensor, or None where it was left out."""
+    found = pb_utils.get_input_tensor_by_name(request, name)
+    return None if found is None else found.as_numpy()
+
+
+def scalar(request: Any, name: str) -> Any:
+    """The value of an input tensor of one element, or None where it was left out."""
+    value = array(request, name)
+    if value is None:
+        return None
+    if value.size != 1:
+        raise DyCokeError(f"{name}: shape {list(value.shape)}; allowed: [1, 1]")
+    return value.reshape(-1)[0].item() if value.dtype != object else value.reshape(-1)[0]
+
+
+def check_parameters(request: Any) -> None:
+    """Refuses request parameters: no model has any, and none may be ignored in silence.
+
+    `id` is no option: older servers pass on the id of an HTTP generate request that way.
+    """
+    names = json.loads(request.parameters() or "{}")
+    given = [name for name in names if name != "id" and not name.startswith("triton_")]
+    if given:
+        raise DyCokeError(f"{given[0]}: an unknown request parameter; options are input tensors")
+
+
+def tensors(values: Mapping[str, NDArray[Any]]) -> list[Any]:
+    return [pb_utils.Tensor(name, value) for name, value in values.items()]
+
+
+def text_tensor(name: str, text: str) -> Any:
+    """BYTES [1, 1]."""
+    return pb_utils.Tensor(name, np.array([[text.encode()]], np.object_))
+
+
+def triton_error(error: BaseException) -> Any:
+    """The TritonError for an exception; what is not a user's error is logged with its trace."""
+    if isinstance(error, QueueFullError):
+        return pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
+    if isinstance(error, DyCokeError):
+        return pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+    return pb_utils.TritonError(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+
+
+def error_response(error: BaseException) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=triton_error(error))

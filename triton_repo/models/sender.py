@@ -1,0 +1,37 @@
+"""A response sender that may be asked and used from several threads."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class Sender:
+    """Responses of one request, in order, the final one once.
+
+    With the final response the server frees what `is_cancelled` looks at, so asking at that moment
+    or later crashes the server: a lock keeps the two apart.
+    """
+
+    def __init__(self, request: Any) -> None:
+        self._sender = request.get_response_sender()
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def send(self, response: Any = None, *, final: bool = False) -> None:
+        """Sends a response; `final` ends the request, with or without one."""
+        with self._lock:
+            self._ended = self._ended or final
+            if response is None:
+                self._sender.send(flags=FINAL)
+            else:
+                self._sender.send(response, flags=FINAL if final else 0)
+
+    def is_cancelled(self) -> bool:
+        """Whether the client gave up; a question to the server that takes about 0.1 ms."""
+        with self._lock:
+            return not self._ended and bool(self._sender.is_cancelled())

@@ -1,0 +1,165 @@
+"""The model repository of a bundle: six models around one bundle directory.
+
+preprocessing -> vision_ttm -> tensorrt_llm -> postprocessing is the ensemble `dycoke`;
+`dycoke_bls` runs the same steps as one model. Every model.py is a shim into this package.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from ..bundle.files import open_bundle
+from ..bundle.manifest import Manifest
+from ..bundle.record import read_record
+from ..core.errors import DyCokeError
+from ..runtime import protocol as p
+from .model_config import ModelConfig, Step
+
+# Servers before this one refuse the field (it came with release 25.11).
+MAX_INFLIGHT_SINCE = (2, 64)
+MAX_INFLIGHT = 16
+MARKER = ".dycoke-model-repository"
+
+
+def write_repository(
+    bundle: Path,
+    target: Path,
+    *,
+    bundle_path: Path | None = None,
+    triton_version: str = "2.51.0",
+    build: str = "cpu",
+    threads: int = 0,
+) -> Path:
+    """Writes the repository `target` for what `dycoke build --target build` made of `bundle`.
+
+    bundle_path: where the server will see the bundle, if elsewhere (a container's mount).
+    triton_version: of the server, which refuses fields newer than itself. threads: of the vision
+    step, 0 takes all cores. A repository written earlier is replaced. Raises DyCokeError for a
+    target that holds anything else, a bundle without that build, or a version that is none.
+    """
+    manifest = open_bundle(bundle)
+    record = read_record(bundle / "engines" / build, manifest, bundle)
+    if record.backend != "native":
+        raise DyCokeError(f"{bundle}: backend {record.backend!r} of {build!r} cannot be served yet")
+    if target.exists() and not (target / MARKER).is_file() and any(target.iterdir()):
+        raise DyCokeError(f"{target} exists and is no model repository; choose another directory")
+    seen = str(bundle_path or bundle.resolve())
+    configs = model_configs(
+        manifest, parse_version(triton_version), seen, build=build, threads=threads
+    )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise DyCokeError(f"{target}: cannot be written ({error.strerror})") from None
+    try:
+        (work / MARKER).write_text(f"written by dycoke-trt for {seen}\n")
+        for config in configs:
+            version = work / config.name / "1"
+            version.mkdir(parents=True)  # Triton wants the folder for ensembles too
+            (work / config.name / "config.pbtxt").write_text(config.text())
+            if not config.steps:
+                (version / "model.py").write_text(
+                    f"from dycoke_trt.triton_repo.models.{config.name} import TritonPythonModel\n\n"
+                    '__all__ = ["TritonPythonModel"]\n'
+                )
+        work.chmod(0o755)  # mkdtemp makes it private
+        shutil.rmtree(target, ignore_errors=True)
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """'2.51.0' -> (2, 51, 0). Raises DyCokeError for what is no server version."""
+    try:
+        version = tuple(int(part) for part in text.split("."))
+    except ValueError:
+        version = ()
+    if not 2 <= len(version) <= 3:
+        raise DyCokeError(f"Triton version {text!r} is not allowed; allowed: as in 2.51.0")
+    return version
+
+
+def model_configs(
+    manifest: Manifest, triton: tuple[int, ...], bundle: str, *, build: str, threads: int
+) -> list[ModelConfig]:
+    """The six models. triton: the server's version; bundle: its path as the server sees it."""
+    place = {"bundle": bundle}
+    frames = p.frames_spec(manifest.vision.image_size)
+    embeds = p.visual_embeds_spec(manifest.llm.hidden, manifest.vision.dtype)
+    # The client shows visual tokens before and after TTM without having the bundle.
+    shown = {
+        "tokens_per_frame": str(manifest.vision.tokens_per_frame),
+        "visual_tokens": json.dumps(
+            {
+                count: manifest.visual_tokens(count)
+                for count in range(4, manifest.vision.max_frames + 1, 4)
+            }
+        ),
+    }
+    llm_inputs = p.llm_inputs(manifest.llm.hidden, manifest.vision.dtype)
+    preprocessing = ModelConfig(
+        p.PREPROCESSING,
+        (*p.QUESTION_INPUTS, p.TEXT_ONLY),
+        (frames, *p.PROMPT, p.PROMPT_VOCAB_SIZE),
+        parameters=place,
+    )
+    vision = ModelConfig(
+        p.VISION, (frames,), (embeds,), parameters={**place, "threads": str(threads)}
+    )
+    llm = ModelConfig(
+        p.LLM, llm_inputs, p.LLM_OUTPUTS, decoupled=True, parameters={**place, "build": build}
+    )
+    postprocessing = ModelConfig(
+        p.POSTPROCESSING,
+        (
+            *p.TOKENS,
+            *(spec._replace(optional=True) for spec in (*p.TOKEN_COUNTS, *p.STREAM_MARKS)),
+        ),
+        p.CLIENT_OUTPUTS,
+        parameters=place,
+    )
+    bls = ModelConfig(
+        p.BLS, p.CLIENT_INPUTS, p.CLIENT_OUTPUTS, decoupled=True, parameters={**place, **shown}
+    )
+    ensemble = ModelConfig(
+        p.ENSEMBLE,
+        p.CLIENT_INPUTS,
+        p.CLIENT_OUTPUTS,
+        decoupled=True,
+        parameters=shown,
+        steps=_ensemble_steps(),
+        max_inflight=MAX_INFLIGHT if triton >= MAX_INFLIGHT_SINCE else 0,
+    )
+    return [preprocessing, vision, llm, postprocessing, ensemble, bls]
+
+
+def _ensemble_steps() -> tuple[Step, ...]:
+    """The data flow. What postprocessing takes must all come from the LLM step: the server refuses
+    to combine tensors of a decoupled step with those of another."""
+
+    def same(*specs: p.TensorSpec) -> dict[str, str]:
+        return {spec.name: spec.name for spec in specs}
+
+    prompt = {spec.name: f"_{spec.name}" for spec in (*p.PROMPT, p.PROMPT_VOCAB_SIZE)}
+    answer = (*p.TOKENS, *p.TOKEN_COUNTS, *p.STREAM_MARKS)
+    tokens = {spec.name: f"_{spec.name}" for spec in answer}
+    return (
+        Step(p.PREPROCESSING, same(*p.QUESTION_INPUTS), {"frames": "_frames", **prompt}),
+        Step(p.VISION, {"frames": "_frames"}, {"visual_embeds": "_visual_embeds"}),
+        Step(
+            p.LLM,
+            {
+                **prompt,
+                p.PROMPT_TABLE: "_visual_embeds",
+                **{spec.name: name for name, spec in p.ANSWER_INPUTS.items()},
+            },
+            tokens,
+        ),
+        Step(p.POSTPROCESSING, tokens, same(*p.CLIENT_OUTPUTS)),
+    )
