@@ -44,13 +44,12 @@ class Load:
 @dataclass
 class Outcome:
     """What a side saw: seconds of all rounds, tokens, responses with tokens, and the seconds from
-    each request's start to its first token, and from there to its last."""
+    each request's start to its first token."""
 
     seconds: float = 0.0
     tokens: int = 0
     responses: int = 0
     first: list[float] = field(default_factory=list)
-    rest: list[float] = field(default_factory=list)
 
     def add(self, begun: float, arrived: Sequence[tuple[float, int]]) -> None:
         """A request's responses: when each came, and how many tokens it brought."""
@@ -59,7 +58,6 @@ class Outcome:
         self.responses += len(times)
         if times:
             self.first.append(times[0][0] - begun)
-            self.rest.append(times[-1][0] - times[0][0])
 
 
 def answer_loads(run: Callable[[Load], Outcome]) -> None:
