@@ -26,8 +26,7 @@ class Step:
 class ModelConfig:
     """A model of the repository; `steps` makes it an ensemble.
 
-    decoupled: sends any number of responses per request. batch: how many waiting requests of equal
-    shapes one call may take, in order (1: no batching). max_inflight: how many responses of a
+    decoupled: sends any number of responses per request. max_inflight: how many responses of a
     decoupled step an ensemble may hold per request (0: not written, older servers refuse it).
     """
 
@@ -37,7 +36,6 @@ class ModelConfig:
     backend: str = "python"
     decoupled: bool = False
     instances: int = 1
-    batch: int = 1
     parameters: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     max_inflight: int = 0
@@ -46,9 +44,7 @@ class ModelConfig:
         """The whole config.pbtxt."""
         lines = [f'name: "{self.name}"']
         lines.append('platform: "ensemble"' if self.steps else f'backend: "{self.backend}"')
-        lines.append(f"max_batch_size: {self.batch}")
-        if self.batch > 1:
-            lines.append("dynamic_batching { }")  # without a delay: what waits already
+        lines.append("max_batch_size: 1")
         if self.decoupled:
             lines.append("model_transaction_policy { decoupled: true }")
         lines += [_tensor("input", spec) for spec in self.inputs]

@@ -122,7 +122,6 @@ def model_configs(
             *(spec._replace(optional=True) for spec in (*p.TOKEN_COUNTS, *p.STREAM_MARKS)),
         ),
         p.CLIENT_OUTPUTS,
-        batch=64,  # tokens of streams that decode together arrive together
         parameters=place,
     )
     bls = ModelConfig(
