@@ -152,16 +152,13 @@ def summarise(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, fl
         if model == LOCAL:
             continue
         pairs = list(zip(rows, runs[f"{LOCAL} {streams}"], strict=True))
-
-        def ratio(key: str, pairs: Any = pairs) -> float:
-            return round(median(served[key] / local[key] for served, local in pairs), 3)
-
+        speeds = [s["tokens_per_second"] / o["tokens_per_second"] for s, o in pairs]
+        firsts = [s["first_token_ms"] / o["first_token_ms"] for s, o in pairs]
+        added = [s["cpu_us_per_token"] - o["cpu_us_per_token"] for s, o in pairs]
         found[name] |= {
-            "tokens_per_second_ratio": ratio("tokens_per_second"),
-            "first_token_ratio": ratio("first_token_ms"),
-            "added_cpu_us_per_token": round(
-                median(s["cpu_us_per_token"] - o["cpu_us_per_token"] for s, o in pairs), 1
-            ),
+            "tokens_per_second_ratio": round(median(speeds), 3),
+            "first_token_ratio": round(median(firsts), 3),
+            "added_cpu_us_per_token": round(median(added), 1),
         }
     return found
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..bundle.files import open_bundle
@@ -69,7 +70,7 @@ class Local:
                 on_event,
                 embeddings,
                 end_ids=frozenset(made["end_id"][0].tolist()),
-                stop=unpack_words(made["stop_words_list"]),
+                stop=unpack_words(made["stop_words_list"].astype(np.int32)),
             )
         )
 
