@@ -158,10 +158,9 @@ def _plan(model: Model, target: Target, block: int, batch: int, fraction: float)
     left = target.memory - weights - model.vision_weights - activations - RESERVE
     pruned = model.config.p > 0
     state = state_bytes_per_block(block) if pruned else 0
-    # No pool can outgrow what the weights leave, whatever the server is told: so nothing that
-    # holds K and V is ever without state, at a few bytes per thousand.
-    capacity = int((target.memory - weights) // (block * kv_token)) if pruned else 0
-    capacity = max(capacity, 0)
+    # As the plugin sizes its state: no pool can outgrow the GPU, whatever a server is told, so that
+    # no block is ever without state, for about a thousandth of the memory.
+    capacity = int(target.memory // (block * kv_token)) if pruned else 0
     blocks = max(0, int((left * fraction - capacity * state) // (block * kv_token)))
     return BuildPlan(
         model=model.name, target=target.name, sm=target.sm, memory=int(target.memory), tp=tp,

@@ -53,7 +53,7 @@ def test_every_default_fits(name: str, target: str) -> None:
 
 def test_capacity_follows_memory_and_block_size() -> None:
     small = plan_build(model("llava-ov-0.5b"), find_target("h200"), tokens_per_block=16)
-    assert 595_000 < small.state_capacity < 720_000
+    assert 595_000 < small.state_capacity < 725_000
     large = plan_build(model("llava-ov-0.5b"), find_target("h200"), tokens_per_block=64)
     assert large.state_capacity == pytest.approx(small.state_capacity / 4, rel=1e-3)
     assert state_bytes_per_block(32) == 32 * 5 + 1 + 16
