@@ -55,7 +55,7 @@ def floor_rows(model: Model, target: Target, plan: BuildPlan) -> list[tuple[str,
     dims = dims_of(model)
     if dims is None or target.gpu is None:
         return []
-    found = []
+    found: list[tuple[str, int, float, str]] = []
     for batch in dict.fromkeys((1, plan.max_batch)):
         workload = Workload(
             frames=model.max_frames,
