@@ -61,10 +61,19 @@ def plugin_library(given: Path | None = None) -> Path:
     Raises DyCokeError for none, or for a file that is no shared library.
     """
     named = given or (Path(v) if (v := os.environ.get(PLUGIN_VARIABLE)) else None)
-    path = named or Path("build") / "plugin" / LIBRARY
+    path = named or _built_library()
     if not path.is_file():
         raise DyCokeError(f"{path}: no plugin library there; run: dycoke plugin build")
     with path.open("rb") as file:
         if file.read(4) != b"\x7fELF":
             raise DyCokeError(f"{path} is no shared library; run: dycoke plugin build")
     return path.resolve()
+
+
+def _built_library() -> Path:
+    """What `dycoke plugin build` left below this directory; one library serves one TensorRT."""
+    folder = Path("build") / "plugin"
+    major = (version_of(*_TENSORRT) or "10").partition(".")[0]
+    found = sorted(folder.glob("libdycoke_plugin*.so"))
+    ours = [path for path in found if path.stem.endswith(f"_trt{major}")]
+    return next(iter(ours or found), folder / LIBRARY)

@@ -65,6 +65,18 @@ def test_plugin_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert plugin_library() == path
 
 
+def test_the_library_of_this_tensorrt_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DYCOKE_PLUGIN_LIBRARY", raising=False)
+    folder = tmp_path / "build" / "plugin"
+    folder.mkdir(parents=True)
+    for major in (10, 11):
+        (folder / f"libdycoke_plugin_trt{major}.so").write_bytes(b"\x7fELF")
+    assert plugin_library().name == "libdycoke_plugin_trt10.so"
+
+
 def test_containers() -> None:
     container = matching_container("1.2.1", "10.14.1.48")
     assert container is not None
