@@ -53,7 +53,8 @@ def synthetic_frames(frames: int, side: int, seed: int = 0) -> Array:
     random = np.random.default_rng(seed)
     still = random.integers(60, 200, (1, 1, 3, side, side))
     drift = random.integers(-6, 7, (1, frames, 3, side, side)).cumsum(1)
-    return np.clip(still + drift, 0, 255).astype(np.uint8)
+    clip: Array = np.clip(still + drift, 0, 255).astype(np.uint8)
+    return clip
 
 
 def relative_difference(found: Array, expected: Array) -> float:

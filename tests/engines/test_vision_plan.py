@@ -75,7 +75,8 @@ def test_differences_ignore_a_swapped_token_and_nothing_else() -> None:
     assert relative_difference(np.full_like(rows, np.nan), rows) == float("inf")
     assert 0 < relative_difference(rows * 1.01, rows) < 0.02
     clip = synthetic_frames(8, 28)
-    assert (clip.shape, clip.dtype) == ((1, 8, 3, 28, 28), np.uint8)
+    assert clip.shape == (1, 8, 3, 28, 28)
+    assert clip.dtype == np.dtype(np.uint8)
 
 
 @pytest.mark.trt
