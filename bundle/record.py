@@ -1,21 +1,29 @@
-"""Engine records: what was built from which bundle, with what, and whether it still fits."""
+"""Engine records: what was built from which bundle, with what, and whether it still fits.
+
+Reading one takes milliseconds whatever the size of the engines: sizes are compared, not contents.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import DyCokeError
-from .files import atomic_write, bundle_hash
-from .manifest import Manifest
+from .files import atomic_write, bundle_hash, sha256
+from .manifest import Manifest, Part
 
 FILE = "record.json"
 
 
 class EngineRecord(BaseModel):
-    """engines/<target>/record.json. options: what the engine was built for."""
+    """engines/<target>/record.json. options: what the engine was built for.
+
+    sm: 90 for compute capability 9.0; plugin_abi: of the plugin library (engines/plugin_nodes.py);
+    files: every file of the engine directory by its path there. All empty for the target `cpu`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,6 +36,21 @@ class EngineRecord(BaseModel):
     max_batch: int = Field(gt=0)
     versions: dict[str, str]
     options: dict[str, Any] = {}
+    sm: int | None = None
+    tensorrt: str | None = None
+    tensorrt_llm: str | None = None
+    plugin_abi: int | None = None
+    files: dict[str, Part] = {}
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What a machine has; None is not there or not known, and is not compared."""
+
+    sm: int | None = None
+    tensorrt: str | None = None
+    tensorrt_llm: str | None = None
+    plugin_abi: int | None = None
 
 
 def write_record(directory: Path, record: EngineRecord) -> Path:
@@ -37,10 +60,27 @@ def write_record(directory: Path, record: EngineRecord) -> Path:
     return path
 
 
-def read_record(directory: Path, manifest: Manifest, bundle: Path) -> EngineRecord:
-    """The record of `directory`, checked against the bundle it is used with.
+def engine_files(directory: Path) -> dict[str, Part]:
+    """Size and sha256 of every file below `directory`, but for the record."""
+    return {
+        str(path.relative_to(directory)): Part(size=path.stat().st_size, sha256=sha256(path))
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path != directory / FILE
+    }
 
-    Raises DyCokeError: what, where, both values, and the command that builds again.
+
+def read_record(
+    directory: Path,
+    manifest: Manifest,
+    bundle: Path,
+    *,
+    installed: Installed | None = None,
+    hashes: bool = False,
+) -> EngineRecord:
+    """The record of `directory`, checked against its bundle, its files and what is `installed`.
+
+    hashes: also read every byte of every file. Raises DyCokeError: what, where, both values, and
+    the command that builds again.
     """
     path = directory / FILE
     again = f"run: dycoke build {bundle} --target {directory.name}"
@@ -60,4 +100,36 @@ def read_record(directory: Path, manifest: Manifest, bundle: Path) -> EngineReco
             f"{path}: built from bundle {record.bundle_hash[:12]}, this one is {expected[:12]}; "
             f"{again}"
         )
+    _check_installed(path, record, installed or Installed(), again)
+    _check_files(directory, record, again, hashes=hashes)
     return record
+
+
+def _check_installed(path: Path, record: EngineRecord, here: Installed, again: str) -> None:
+    """An engine runs on its own architecture, TensorRT release and plugin ABI, and nowhere else."""
+    compared = (
+        ("GPU architecture", record.sm, here.sm, "sm_{}"),
+        ("TensorRT", record.tensorrt, here.tensorrt, "{}"),
+        ("TensorRT-LLM", record.tensorrt_llm, here.tensorrt_llm, "{}"),
+        ("plugin ABI", record.plugin_abi, here.plugin_abi, "{}"),
+    )
+    for what, built, found, style in compared:
+        if built is not None and found is not None and built != found:
+            raise DyCokeError(
+                f"{path}: built for {what} {style.format(built)}, here it is "
+                f"{style.format(found)}; {again}, here"
+            )
+
+
+def _check_files(directory: Path, record: EngineRecord, again: str, *, hashes: bool) -> None:
+    for name, part in record.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise DyCokeError(f"{path} is missing; {again}")
+        size = path.stat().st_size
+        if size != part.size:
+            raise DyCokeError(f"{path} has {size} bytes, {FILE} says {part.size}; {again}")
+        if hashes and (found := sha256(path)) != part.sha256:
+            raise DyCokeError(
+                f"{path} has sha256 {found[:12]}..., {FILE} says {part.sha256[:12]}...; {again}"
+            )

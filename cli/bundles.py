@@ -1,4 +1,4 @@
-"""`dycoke export`, `verify`, `build`: the life of a bundle."""
+"""`dycoke export` and `verify`: a bundle's beginning, and the proof that it is right."""
 
 from __future__ import annotations
 
@@ -93,28 +93,3 @@ def verify(
             typer.echo("files only; add --source MODEL_DIR to compare numbers with the source")
     if failed:
         raise typer.Exit(1)
-
-
-def build(
-    bundle: Bundle,
-    target: Annotated[str, typer.Option("--target", help="Only: cpu.")],
-    kv_tokens: Annotated[
-        int, typer.Option("--kv-tokens", help="Capacity of the KV pool in tokens.")
-    ] = 16_384,
-    tokens_per_block: Annotated[
-        int, typer.Option("--tokens-per-block", help="Tokens of a KV block.")
-    ] = 16,
-    max_batch: Annotated[int, typer.Option("--max-batch", help="Sequences at once.")] = 16,
-) -> None:
-    """Build a bundle's engines for one target; on a CPU: load and try it, and write the record."""
-    from ..core.errors import DyCokeError
-
-    if target != "cpu":
-        raise DyCokeError(f"unknown target {target!r}; allowed: cpu")
-    require("onnxruntime", extra="cpu")
-    from ..engines.cpu import build_cpu
-
-    path = build_cpu(
-        bundle, kv_tokens=kv_tokens, tokens_per_block=tokens_per_block, max_batch=max_batch
-    )
-    typer.echo(f"{path} written")

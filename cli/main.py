@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from . import ask, bundles, cost, demo, evaluate, kernels, repo, serve
+from . import ask, build, bundles, cost, demo, doctor, evaluate, kernels, repo, serve
 
 app = typer.Typer(
     help="Deploy LLaVA-OneVision video LLMs with DyCoke token compression.",
@@ -16,7 +16,8 @@ app = typer.Typer(
 )
 app.command("export")(bundles.export)
 app.command("verify")(bundles.verify)
-app.command("build")(bundles.build)
+app.command("build")(build.build)
+app.command("doctor")(doctor.doctor)
 app.command("kernels")(kernels.kernels)
 app.command("ask")(ask.ask)
 app.command("repo")(repo.repo)

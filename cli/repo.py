@@ -13,7 +13,9 @@ def repo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Repository to write.", show_default=False)
     ],
-    target: Annotated[str, typer.Option("--target", help="Only: cpu.")] = "cpu",
+    target: Annotated[
+        str, typer.Option("--target", help="What was built: cpu, h100 and so on.")
+    ] = "cpu",
     triton_version: Annotated[
         str, typer.Option("--triton-version", help="Of the server that will load it.")
     ] = "2.51.0",
@@ -29,8 +31,6 @@ def repo(
     from ..core.errors import DyCokeError
     from ..triton_repo.repository import write_repository
 
-    if target != "cpu":
-        raise DyCokeError(f"unknown target {target!r}; allowed: cpu")
     if threads < 0:
         raise DyCokeError(f"--threads {threads} is not allowed; allowed: an integer >= 0")
     written = write_repository(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,9 @@ def serve(
         list[str] | None,
         typer.Argument(metavar="[-- OPTION...]", help="Options passed on to tritonserver."),
     ] = None,
-    target: Annotated[str, typer.Option("--target", help="Only: cpu.")] = "cpu",
+    target: Annotated[
+        str, typer.Option("--target", help="What was built: cpu, h100 and so on.")
+    ] = "cpu",
     http_port: Annotated[int, typer.Option("--http-port", help="0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option("--grpc-port", help="0 takes a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option("--metrics-port", help="0 takes a free one.")] = 8002,
@@ -45,6 +48,9 @@ def serve(
         Path | None, typer.Option("--log-file", help="The server's output; default: a temporary.")
     ] = None,
     log_verbose: Annotated[int, typer.Option("--log-verbose", help="Triton's log level.")] = 0,
+    counters: Annotated[
+        str, typer.Option("--counters", help="Engines: file that the plugins count decisions in.")
+    ] = "",
 ) -> None:
     """Serve a bundle with Triton: writes the model repository, starts the server, watches it."""
     from ..core.errors import DyCokeError
@@ -52,10 +58,9 @@ def serve(
     from ..triton_repo.repository import write_repository
     from ..triton_repo.tritonserver import Ports, find_tritonserver
 
-    if target != "cpu":
-        raise DyCokeError(f"unknown target {target!r}; allowed: cpu")
     if threads < 0:
         raise DyCokeError(f"--threads {threads} is not allowed; allowed: an integer >= 0")
+    engines = _Engines.of(bundle, target, counters)
     ports = choose_ports(Ports(http_port, grpc_port, metrics_port, host))
     found = find_tritonserver(tritonserver)
     with _terminated_like_interrupted(), _folder(repository) as folder:
@@ -68,12 +73,16 @@ def serve(
                 folder,
                 tritonserver=found,
                 ports=ports,
-                environment={"OMP_NUM_THREADS": str(threads)} if threads else {},
+                environment={
+                    **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
+                    **engines.environment,
+                },
                 log_file=log_file,
                 log_verbose=log_verbose,
                 start_timeout=start_timeout,
                 on_event=_show,
-                extra=extra or [],
+                extra=[*engines.options, *(extra or [])],
+                world_size=engines.world_size,
             ) as server:
                 typer.echo(
                     f"ready: grpc {server.grpc}, http {server.http}, metrics {server.metrics}; "
@@ -82,6 +91,38 @@ def serve(
                 server.wait()
         except KeyboardInterrupt:
             _say("stopped")
+
+
+@dataclass(frozen=True)
+class _Engines:
+    """What TensorRT engines add to the start of a server; nothing for the target `cpu`."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    options: Sequence[str] = ()
+    world_size: int = 1
+
+    @classmethod
+    def of(cls, bundle: Path, target: str, counters: str) -> _Engines:
+        """Raises DyCokeError, in under a second, for engines that do not fit this machine."""
+        import shutil
+
+        from ..bundle.files import open_bundle
+        from ..bundle.record import read_record
+        from ..engines.installed import installed
+        from ..triton_repo.trtllm_launch import server_environment, server_options, shm_advice
+
+        manifest, folder = open_bundle(bundle), bundle / "engines" / target
+        record = read_record(folder, manifest, bundle)
+        if record.backend == "native":
+            return cls()
+        read_record(folder, manifest, bundle, installed=installed())
+        if advice := shm_advice(manifest, record, shutil.disk_usage("/dev/shm").total):
+            _say(advice)
+        return cls(
+            server_environment(folder, record, counters),
+            server_options(manifest, record),
+            manifest.llm.tp,
+        )
 
 
 def _show(event: LoadEvent) -> None:

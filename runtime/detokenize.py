@@ -70,6 +70,34 @@ class TextStream:
         return text
 
 
+class TextStreams:
+    """Text of several streams at once, told apart by a name; state only within a character.
+
+    Streams may say which response is their first and which their last, or neither, as the
+    TensorRT-LLM backend does: what is left of a stream that ended within a character then is the
+    beginning of a character that never came, and goes when newer streams need the place.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, most: int = 4096) -> None:
+        self._tokenizer = tokenizer
+        self._most = most
+        self._pending: dict[str, TextStream] = {}  # the oldest first
+
+    def push(self, name: str, ids: list[int], *, first: bool = False, final: bool = False) -> str:
+        """New text of stream `name` that nothing to come can change."""
+        stream = self._pending.pop(name, None)
+        if stream is None or first:
+            stream = TextStream(self._tokenizer)
+        text = stream.push(ids)
+        if final:
+            return text + stream.flush()
+        if stream.pending:
+            self._pending[name] = stream
+            if len(self._pending) > self._most:
+                del self._pending[next(iter(self._pending))]
+        return text
+
+
 def _overlap(text: str, word: str) -> int:
     """Length of the longest end of `text` that begins `word`."""
     longest = min(len(text), len(word) - 1)

@@ -29,6 +29,7 @@ from ..core.errors import DyCokeError
 from .processes import Stub, end_group, how_it_ended, spawn, stubs_of, wait_ended, wait_for_death
 from .server_log import LoadEvent, LogReader, explain
 from .tritonserver import Ports, TritonServer, find_tritonserver
+from .trtllm_launch import mpi_command
 
 EXIT_TIMEOUT = 10  # seconds that requests in flight get when the server ends
 _GRACE = 5  # seconds after that, before SIGKILL
@@ -93,12 +94,14 @@ def serving(
     start_timeout: float = 600,
     on_event: Callable[[LoadEvent], None] = lambda _: None,
     extra: Sequence[str] = (),
+    world_size: int = 1,
 ) -> Iterator[RunningServer]:
     """A server on `repository` while the block runs; ready when it begins.
 
     ports: 0 takes a free one. environment: additions to this process's. log_file: kept; by default
     a temporary file, which is kept only if something failed. start_timeout: seconds. on_event: is
-    told which model loads and which is ready. extra: further options of tritonserver.
+    told which model loads and which is ready. extra: further options of tritonserver. world_size:
+    ranks of the LLM, each a server of its own under mpirun.
 
     Must be entered in a thread that lives as long as the server (see `spawn`). Raises DyCokeError,
     one line, if the server cannot be started; what it says names the model and its error.
@@ -127,6 +130,8 @@ def serving(
         ]
         repository = repository.resolve()
         command = found.command(repository, ports, options)
+        if world_size > 1:
+            command = mpi_command(command, world_size)
         process = spawn(command, {**found.environment(), **(environment or {})}, log)
         wake_out, wake_in = os.pipe()
         server = RunningServer(ports, log, process.pid)

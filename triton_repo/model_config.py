@@ -28,6 +28,10 @@ class ModelConfig:
 
     decoupled: sends any number of responses per request. max_inflight: how many responses of a
     decoupled step an ensemble may hold per request (0: not written, older servers refuse it).
+    platform: instead of a backend. file: of the version folder, instead of the backend's default.
+    profiles: of a TensorRT plan, which then runs on GPU 0. ragged: requests of different lengths
+    form one batch, and scalars have no dimension but the batch's: backend tensorrtllm.
+    queue_microseconds: how long a request may wait for others; None batches nothing.
     """
 
     name: str
@@ -39,15 +43,27 @@ class ModelConfig:
     parameters: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     max_inflight: int = 0
+    platform: str = ""
+    file: str = ""
+    profiles: tuple[str, ...] = ()
+    max_batch: int = 1
+    ragged: bool = False
+    queue_microseconds: int | None = None
 
     def text(self) -> str:
         """The whole config.pbtxt."""
         lines = [f'name: "{self.name}"']
-        lines.append('platform: "ensemble"' if self.steps else f'backend: "{self.backend}"')
-        lines.append("max_batch_size: 1")
+        platform = "ensemble" if self.steps else self.platform
+        lines.append(f'platform: "{platform}"' if platform else f'backend: "{self.backend}"')
+        if self.file:
+            lines.append(f'default_model_filename: "{self.file}"')
+        lines.append(f"max_batch_size: {self.max_batch}")
         if self.decoupled:
             lines.append("model_transaction_policy { decoupled: true }")
-        lines += [_tensor("input", spec) for spec in self.inputs]
+        if self.queue_microseconds is not None:
+            queue = f"max_queue_delay_microseconds: {self.queue_microseconds}"
+            lines.append(f"dynamic_batching {{ {queue} }}")
+        lines += [_tensor("input", spec, ragged=self.ragged) for spec in self.inputs]
         lines += [_tensor("output", spec) for spec in self.outputs]
         lines += [
             f"parameters {{ key: {_quote(key)} value {{ string_value: {_quote(value)} }} }}"
@@ -59,16 +75,24 @@ class ModelConfig:
                 lines.append(f"  max_inflight_requests: {self.max_inflight}")
             lines += [line for step in self.steps for line in _step(step)]
             lines += ["}"]
+        elif self.profiles:
+            names = ", ".join(f'"{name}"' for name in self.profiles)
+            lines.append(
+                f"instance_group [ {{ count: {self.instances} kind: KIND_GPU gpus: [ 0 ] "
+                f"profile: [ {names} ] }} ]"
+            )
         else:
             lines.append(f"instance_group [ {{ count: {self.instances} kind: KIND_CPU }} ]")
         return "\n".join(lines) + "\n"
 
 
-def _tensor(kind: str, spec: TensorSpec) -> str:
+def _tensor(kind: str, spec: TensorSpec, *, ragged: bool = False) -> str:
     dtype = "TYPE_STRING" if spec.dtype == "BYTES" else f"TYPE_{spec.dtype}"
     dims = ", ".join(map(str, spec.shape))
     is_optional = " optional: true" if spec.optional and kind == "input" else ""
-    return f'{kind} [ {{ name: "{spec.name}" data_type: {dtype} dims: [ {dims} ]{is_optional} }} ]'
+    scalar = " reshape: { shape: [ ] }" if spec.shape == (1,) else " allow_ragged_batch: true"
+    extra = is_optional + (scalar if ragged else "")
+    return f'{kind} [ {{ name: "{spec.name}" data_type: {dtype} dims: [ {dims} ]{extra} }} ]'
 
 
 def _step(step: Step) -> Iterable[str]:

@@ -1,7 +1,8 @@
 """The model repository of a bundle: six models around one bundle directory.
 
 preprocessing -> vision_ttm -> tensorrt_llm -> postprocessing is the ensemble `dycoke`;
-`dycoke_bls` runs the same steps as one model. Every model.py is a shim into this package.
+`dycoke_bls` runs the same steps as one model. Every model.py is a shim into this package; with
+engines of TensorRT, vision_ttm and tensorrt_llm are theirs (trtllm.py), under the same names.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from ..bundle.files import open_bundle
 from ..bundle.manifest import Manifest
-from ..bundle.record import read_record
+from ..bundle.record import EngineRecord, read_record
 from ..core.errors import DyCokeError
 from ..runtime import protocol as p
 from .model_config import ModelConfig, Step
+from .trtllm import llm_config, vision_config
 
 # Servers before this one refuse the field (it came with release 25.11).
 MAX_INFLIGHT_SINCE = (2, 64)
@@ -42,14 +45,13 @@ def write_repository(
     """
     manifest = open_bundle(bundle)
     record = read_record(bundle / "engines" / build, manifest, bundle)
-    if record.backend != "native":
-        raise DyCokeError(f"{bundle}: backend {record.backend!r} of {build!r} cannot be served yet")
     if target.exists() and not (target / MARKER).is_file() and any(target.iterdir()):
         raise DyCokeError(f"{target} exists and is no model repository; choose another directory")
     seen = str(bundle_path or bundle.resolve())
-    configs = model_configs(
-        manifest, parse_version(triton_version), seen, build=build, threads=threads
-    )
+    version_ = parse_version(triton_version)
+    configs = model_configs(manifest, version_, seen, build=build, threads=threads)
+    if record.backend == "trtllm":
+        configs = with_engines(configs, manifest, record, f"{seen}/engines/{build}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -61,7 +63,10 @@ def write_repository(
             version = work / config.name / "1"
             version.mkdir(parents=True)  # Triton wants the folder for ensembles too
             (work / config.name / "config.pbtxt").write_text(config.text())
-            if not config.steps:
+            if config.file:
+                # Seen by the server, which may be elsewhere: so it need not exist here.
+                (version / config.file).symlink_to(f"{seen}/engines/{build}/{config.file}")
+            elif not config.steps and config.backend == "python":
                 (version / "model.py").write_text(
                     f"from dycoke_trt.triton_repo.models.{config.name} import TritonPythonModel\n\n"
                     '__all__ = ["TritonPythonModel"]\n'
@@ -139,7 +144,25 @@ def model_configs(
     return [preprocessing, vision, llm, postprocessing, ensemble, bls]
 
 
-def _ensemble_steps() -> tuple[Step, ...]:
+def with_engines(
+    configs: list[ModelConfig], manifest: Manifest, record: EngineRecord, engines: str
+) -> list[ModelConfig]:
+    """The same models, with `vision_ttm` and `tensorrt_llm` run by TensorRT, which marks neither
+    begin nor end of a stream. engines: the engine directory as the server sees it."""
+    unmarked = [name.name for name in p.STREAM_MARKS]
+    changed = {p.VISION: vision_config(manifest), p.LLM: llm_config(manifest, record, engines)}
+    found = []
+    for config in configs:
+        if config.name == p.POSTPROCESSING:
+            inputs = tuple(spec for spec in config.inputs if spec.name not in unmarked)
+            config = replace(config, inputs=inputs)
+        elif config.steps:
+            config = replace(config, steps=_ensemble_steps(marks=False))
+        found.append(changed.get(config.name, config))
+    return found
+
+
+def _ensemble_steps(*, marks: bool = True) -> tuple[Step, ...]:
     """The data flow. What postprocessing takes must all come from the LLM step: the server refuses
     to combine tensors of a decoupled step with those of another."""
 
@@ -147,7 +170,7 @@ def _ensemble_steps() -> tuple[Step, ...]:
         return {spec.name: spec.name for spec in specs}
 
     prompt = {spec.name: f"_{spec.name}" for spec in (*p.PROMPT, p.PROMPT_VOCAB_SIZE)}
-    answer = (*p.TOKENS, *p.TOKEN_COUNTS, *p.STREAM_MARKS)
+    answer = (*p.TOKENS, *p.TOKEN_COUNTS, *(p.STREAM_MARKS if marks else ()))
     tokens = {spec.name: f"_{spec.name}" for spec in answer}
     return (
         Step(p.PREPROCESSING, same(*p.QUESTION_INPUTS), {"frames": "_frames", **prompt}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.runtime.detokenize import TextStream
+from dycoke_trt.runtime.detokenize import TextStream, TextStreams
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -91,3 +91,20 @@ def test_pending_says_whether_text_is_held(tokenizer: Tokenizer) -> None:
     assert pending == [False, True, False, True]
     assert stream.flush() == "st"
     assert stream.pending is False
+
+
+def test_streams_without_marks_keep_only_incomplete_characters(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("aé", add_special_tokens=False).ids
+    streams = TextStreams(tokenizer, most=3)
+    texts = dict.fromkeys("xyz", "")
+    for token in ids:  # three streams at once, byte by byte
+        for name in texts:
+            texts[name] += streams.push(name, [token])
+    assert texts == dict.fromkeys("xyz", "aé")
+    # Streams that end within a character and never say so do not pile up.
+    for number in range(10):
+        assert streams.push(str(number), ids[:2]) == "a"
+    assert streams.push("0", ids[2:]) == ""  # forgotten: a byte that continues nothing
+    assert streams.push("9", ids[2:]) == "é"
+    assert streams.push("9", ids[:2]) == "a"
+    assert streams.push("9", ids, first=True, final=True) == "aé"

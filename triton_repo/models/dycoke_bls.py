@@ -44,7 +44,9 @@ class CancelledError(Exception):
 class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         bundle = Path(parameter(args, "bundle"))
-        self._text_ids = open_bundle(bundle).visual_token_base
+        manifest = open_bundle(bundle)
+        self._text_ids = manifest.visual_token_base
+        self._has_numpy = manifest.vision.dtype != "bfloat16"
         self._tokenizer = load_tokenizer(bundle)
         self._threads = ThreadPoolExecutor(_MOST_REQUESTS, "request")
         self._generating: dict[str, Sender] = {}  # LLM request id -> response sender
@@ -73,6 +75,12 @@ class TritonPythonModel:
         except Exception as error:
             sender.send(error_response(error), final=True)
 
+    def _renamed(self, tensor: Any, name: str) -> Any:
+        """The same data under another name."""
+        if self._has_numpy and tensor.is_cpu():
+            return pb_utils.Tensor(name, tensor.as_numpy())
+        return pb_utils.Tensor.from_dlpack(name, tensor.to_dlpack())
+
     def _answer(self, inputs: Mapping[str, Any], sender: Sender) -> None:
         # The LLM step sees an id of our own, so that clients may send any or none.
         request_id = uuid.uuid4().hex
@@ -99,8 +107,8 @@ class TritonPythonModel:
         if video:
             frames = made["frames"]
             embeds = self._call(p.VISION, request_id, [frames], ["visual_embeds"], sender)
-            table = embeds["visual_embeds"].as_numpy()
-            prompt += [made[p.PROMPT_VOCAB_SIZE.name], pb_utils.Tensor(p.PROMPT_TABLE, table)]
+            table = self._renamed(embeds["visual_embeds"], p.PROMPT_TABLE)
+            prompt += [made[p.PROMPT_VOCAB_SIZE.name], table]
         stream = _flag(inputs, "stream", default=False)
         # Stop words are found in the text, so a generation with them is watched as it goes.
         options = {

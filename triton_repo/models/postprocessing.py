@@ -14,7 +14,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from ...bundle.files import open_bundle
-from ...runtime.detokenize import TextStream
+from ...runtime.detokenize import TextStreams
 from ...runtime.prompt import load_tokenizer
 from ...runtime.protocol import TOKEN_COUNTS
 from .llm_calls import stop_generation
@@ -25,8 +25,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         bundle = Path(parameter(args, "bundle"))
         self._text_ids = open_bundle(bundle).visual_token_base
-        self._tokenizer = load_tokenizer(bundle)
-        self._streams: dict[str, TextStream] = {}
+        self._streams = TextStreams(load_tokenizer(bundle))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]
@@ -45,16 +44,11 @@ class TritonPythonModel:
         final = bool(scalar(request, "is_final"))
         if request.is_cancelled() and not final:
             stop_generation(name)
-        if scalar(request, "is_first"):
-            self._streams.pop(name, None)  # of an earlier request that ended within a character
         ids = array(request, "output_ids")
         assert ids is not None  # Triton refuses a request without it
-        # Where the prompt is echoed, visual tokens are no text.
-        tokens = [token for token in ids[0, 0].tolist() if token < self._text_ids]
-        stream = self._streams.pop(name, None) or TextStream(self._tokenizer)
-        text = stream.push(tokens)
-        if final:
-            return text + stream.flush()
-        if stream.pending:
-            self._streams[name] = stream
-        return text
+        # Padding behind the sequence and, where the prompt is echoed, visual tokens are no text.
+        length = int(array(request, "sequence_length").reshape(-1)[0])  # type: ignore[union-attr]
+        tokens = [token for token in ids[0, 0, :length].tolist() if token < self._text_ids]
+        # TensorRT-LLM's backend sends no marks.
+        first = bool(scalar(request, "is_first"))
+        return self._streams.push(name, tokens, first=first, final=final)

@@ -1,0 +1,133 @@
+"""`dycoke build`: a bundle's engines for one target, or with --dry-run the plan of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import AsJson, dycoke_config, require
+
+if TYPE_CHECKING:
+    from ..engines.build_plan import BuildPlan, Model
+    from ..engines.targets import Target
+
+
+def build(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle directory.", show_default=False)
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            help="cpu, a100, a10, l4, l40s, rtx4090, h100, h200, b200 or this-gpu.",
+            show_default=False,
+        ),
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be built; needs no GPU.")
+    ] = False,
+    tokens_per_block: Annotated[
+        int | None,
+        typer.Option("--tokens-per-block", help="Tokens of a KV block; 16 on a CPU, else 32."),
+    ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option("--max-batch", help="Sequences at once; 16 on a CPU, else what fits."),
+    ] = None,
+    kv_tokens: Annotated[
+        int | None, typer.Option("--kv-tokens", help="CPU: capacity of the KV pool in tokens.")
+    ] = None,
+    kv_fraction: Annotated[
+        float, typer.Option("--kv-fraction", help="GPU: KV pool's share of what weights leave.")
+    ] = 0.9,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="With --dry-run instead of BUNDLE: llava-ov-7b and so on."),
+    ] = None,
+    tp: Annotated[int, typer.Option("--tp", help="With --model: GPUs of the LLM.")] = 1,
+    max_frames: Annotated[int, typer.Option("--max-frames", help="With --model.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Build a bundle's engines for one target; on a CPU: load and try it, and write the record."""
+    from ..core.errors import DyCokeError
+
+    if not target:
+        raise DyCokeError("--target is missing; run: dycoke build BUNDLE --target cpu (or a GPU)")
+    if (bundle is None) == (model is None):
+        raise DyCokeError("give BUNDLE, or with --dry-run --model NAME instead of it")
+    if target == "cpu":
+        if dry_run or bundle is None:
+            raise DyCokeError("--target cpu compiles nothing: leave out --dry-run and give BUNDLE")
+        options = {"kv_tokens": kv_tokens, "tokens_per_block": tokens_per_block}
+        _build_cpu(bundle, {**options, "max_batch": max_batch})
+        return
+    from ..engines.build_plan import plan_build
+    from ..engines.model import model_of_bundle, model_of_preset
+    from ..engines.targets import find_target
+
+    found = find_target(target)
+    if kv_tokens is not None:
+        raise DyCokeError("--kv-tokens is for --target cpu; on a GPU use --kv-fraction")
+    if model is not None:
+        known = model_of_preset(model, tp=tp, max_frames=max_frames, config=dycoke_config())
+    else:
+        assert bundle is not None
+        known = model_of_bundle(bundle)
+    plan = plan_build(
+        known,
+        found,
+        tokens_per_block=32 if tokens_per_block is None else tokens_per_block,
+        max_batch=max_batch,
+        kv_fraction=kv_fraction,
+    )
+    if dry_run:
+        _show(known, found, plan, as_json=as_json)
+        return
+    if bundle is None:
+        raise DyCokeError("--model is for --dry-run; export the checkpoint, then build the bundle")
+    from ..engines.build import build_engines
+
+    typer.echo(f"{build_engines(bundle, plan)} written")
+
+
+def _build_cpu(bundle: Path, options: dict[str, int | None]) -> None:
+    require("onnxruntime", extra="cpu")
+    from ..engines.cpu import build_cpu
+
+    defaults = {"kv_tokens": 16_384, "tokens_per_block": 16, "max_batch": 16}
+    given = {name: value for name, value in options.items() if value is not None}
+    typer.echo(f"{build_cpu(bundle, **{**defaults, **given})} written")
+
+
+def _show(model: Model, target: Target, plan: BuildPlan, *, as_json: bool) -> None:
+    from ..engines.plan_report import floor_rows, plan_json, plan_rows
+
+    if as_json:
+        typer.echo(json.dumps(plan_json(model, target, plan), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{plan.model} on {plan.target}", title_justify="left", show_header=False)
+    for row in plan_rows(plan):
+        table.add_row(*row)
+    console.print(table)
+    table = Table(title="videos at once, with their answers", title_justify="left")
+    for column in ("frames", "K", "visual tokens", "videos"):
+        table.add_column(column, justify="right")
+    for videos in plan.videos:
+        counts = (f"{videos.visual_tokens:,}", f"{videos.concurrent:,}")
+        table.add_row(str(videos.frames), f"{videos.k:g}", *counts)
+    console.print(table)
+    if rows := floor_rows(model, target, plan):
+        table = Table(title=f"floors, {model.max_frames} frames", title_justify="left")
+        for column in ("stage", "batch", "least ms", "bound by"):
+            table.add_column(column, justify="right")
+        for stage, batch, time, bound in rows:
+            table.add_row(stage, str(batch), f"{time:.2f}", bound)
+        console.print(table)

@@ -1,0 +1,201 @@
+"""How a model fits on a target: weights, KV pool, plugin state, limits. Nothing is built for it.
+
+Exact from dimensions: weights per rank, bytes of KV and of plugin state. Estimated, and marked so:
+activations and what CUDA, NCCL and the server take (RESERVE). Bytes are per GPU; every rank is
+sized like rank 0, which holds the vision plan too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.config import DyCokeConfig
+from ..core.dims import LlmDims, VisionDims
+from ..core.errors import DyCokeError
+from ..core.ttm import ttm_count
+from .targets import Target
+
+MOST_SEQUENCES = 64  # default of --max-batch where memory allows more
+TEXT_TOKENS, NEW_TOKENS = 512, 1024  # of one request, beside its video: what engines allow
+VIDEO_TEXT, VIDEO_ANSWER = 64, 256  # of one request, when videos that fit are counted
+RESERVE = 2 * 2**30  # CUDA context, cuBLAS, NCCL, sampling, Triton's own pools
+CONTEXT_TOKENS = 8192  # packed tokens of one step; long prompts are fed in such chunks
+BLOCKS = (16, 32, 64, 128)  # tokens per KV block of TensorRT-LLM's fast decode attention
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a plan needs to know of a model. element: bytes of a weight and of a cached K or V."""
+
+    name: str
+    llm: LlmDims
+    vision_weights: int  # bytes of the vision graph's weights
+    tokens_per_frame: int
+    max_frames: int
+    max_positions: int
+    element: int
+    tp: int
+    config: DyCokeConfig
+
+    def visual_tokens(self, frames: int, k: float | None = None) -> int:
+        """V of a video; k: another pruning rate than the model's, 0 is no merging at all."""
+        rate = self.config.k if k is None else k
+        if rate == 0:
+            return frames * self.tokens_per_frame + 1
+        return ttm_count(frames, self.tokens_per_frame, rate, self.config.ttm) + 1
+
+
+@dataclass(frozen=True)
+class Videos:
+    """How many requests with one video of `frames` frames the KV pool holds at once."""
+
+    frames: int
+    k: float
+    visual_tokens: int
+    concurrent: int
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """Limits that engines are built with, and the bytes behind them (of each GPU)."""
+
+    model: str
+    target: str
+    sm: int
+    memory: int
+    tp: int
+    tokens_per_block: int
+    max_batch: int
+    max_input_len: int
+    max_seq_len: int
+    max_num_tokens: int
+    max_table_rows: int  # rows of the prompt embedding table of a full batch
+    kv_fraction: float
+    weights_total: int  # of the LLM, each weight once
+    weights_per_rank: int  # embedding table whole on every rank, as the checkpoint has it
+    weights_per_rank_split: int  # if the table were split over the ranks (it is not)
+    vision_weights: int
+    activations: int  # estimated: LLM and vision step, logits, prompt embedding table
+    reserve: int  # estimated
+    kv_bytes_per_token: int
+    kv_blocks: int
+    kv_bytes: int
+    state_capacity: int  # blocks that the plugin keeps state for; 0 without dynamic pruning
+    state_bytes: int
+    videos: tuple[Videos, ...]
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.kv_blocks * self.tokens_per_block
+
+
+def rank_weights(llm: LlmDims, tp: int, *, split_embedding: bool = False) -> int:
+    """Weights on one rank: q, k, v, o, FFN and lm_head are split, norms and embedding are whole.
+
+    lm_head is a tensor of its own even where the model ties it to the embedding, as in the
+    exported checkpoint. With more ranks than KV heads every rank holds a copy of one head.
+    """
+    kv = max(1, llm.kv_heads // tp) * llm.head_dim
+    q = llm.heads // tp * llm.head_dim
+    attention = (q + 2 * kv) * (llm.hidden + 1) + q * llm.hidden
+    layer = attention + 3 * llm.hidden * llm.intermediate // tp + 2 * llm.hidden
+    embedding = llm.vocab * llm.hidden // (tp if split_embedding else 1)
+    lm_head = -(-llm.vocab // tp) * llm.hidden
+    return llm.layers * layer + embedding + lm_head + llm.hidden
+
+
+def state_bytes_per_block(tokens_per_block: int) -> int:
+    """Plugin state of one KV block (core/state.py): scores, visual marks, keep bit, record."""
+    return tokens_per_block * (4 + 1) + 1 + 4 * 4
+
+
+def plan_build(
+    model: Model,
+    target: Target,
+    *,
+    tokens_per_block: int = 32,
+    max_batch: int | None = None,
+    kv_fraction: float = 0.9,
+) -> BuildPlan:
+    """The plan; max_batch: by default as many sequences as have room for a longest video each.
+
+    kv_fraction: of what weights, activations and reserve leave. Raises DyCokeError for options out
+    of range, and for a model or a batch that does not fit, with both sizes and the way out.
+    """
+    if tokens_per_block not in BLOCKS:
+        raise DyCokeError(
+            f"--tokens-per-block {tokens_per_block} is not allowed; "
+            f"allowed: {', '.join(map(str, BLOCKS))}"
+        )
+    if not 0 < kv_fraction < 1:
+        raise DyCokeError(f"--kv-fraction {kv_fraction} is not allowed; allowed: 0 < fraction < 1")
+    if max_batch is not None and max_batch < 1:
+        raise DyCokeError(f"--max-batch {max_batch} is not allowed; allowed: an integer >= 1")
+    batches = range(MOST_SEQUENCES, 0, -1) if max_batch is None else [max_batch]
+    for batch in batches:
+        plan = _plan(model, target, tokens_per_block, batch, kv_fraction)
+        room = plan.kv_blocks * tokens_per_block // plan.max_seq_len
+        if room >= batch or (max_batch is not None and room >= 1):
+            return plan
+    needed = plan.weights_per_rank + plan.vision_weights + plan.activations + plan.reserve
+    needed += plan.max_seq_len * plan.kv_bytes_per_token
+    raise DyCokeError(
+        f"{model.name} does not fit on {target.name}: one sequence needs {needed / 1e9:.1f} GB per "
+        f"GPU at TP={model.tp}, it has {target.memory / 1e9:.1f} GB; export with a larger --tp or "
+        "a smaller --max-frames, or choose a larger target"
+    )
+
+
+def _plan(model: Model, target: Target, block: int, batch: int, fraction: float) -> BuildPlan:
+    llm, tp, element = model.llm, model.tp, model.element
+    visual = model.visual_tokens(model.max_frames)
+    longest_input = min(visual + TEXT_TOKENS, model.max_positions - 1)
+    longest = min(longest_input + NEW_TOKENS, model.max_positions)
+    packed = min(CONTEXT_TOKENS, -(-longest_input // block) * block)
+    weights = rank_weights(llm, tp) * element
+    kv_token = llm.layers * 2 * max(1, llm.kv_heads // tp) * llm.head_dim * element
+    activations = _activations(model, packed, batch, visual)
+    left = target.memory - weights - model.vision_weights - activations - RESERVE
+    pruned = model.config.p > 0
+    state = state_bytes_per_block(block) if pruned else 0
+    # As the plugin sizes its state: no pool can outgrow the GPU, whatever a server is told, so that
+    # no block is ever without state, for about a thousandth of the memory.
+    capacity = int(target.memory // (block * kv_token)) if pruned else 0
+    blocks = max(0, int((left * fraction - capacity * state) // (block * kv_token)))
+    return BuildPlan(
+        model=model.name, target=target.name, sm=target.sm, memory=int(target.memory), tp=tp,
+        tokens_per_block=block, max_batch=batch, max_input_len=longest_input, max_seq_len=longest,
+        max_num_tokens=max(packed, batch), max_table_rows=batch * visual, kv_fraction=fraction,
+        weights_total=llm.weights * element, weights_per_rank=weights,
+        weights_per_rank_split=rank_weights(llm, tp, split_embedding=True) * element,
+        vision_weights=model.vision_weights, activations=activations, reserve=RESERVE,
+        kv_bytes_per_token=kv_token, kv_blocks=blocks, kv_bytes=blocks * block * kv_token,
+        state_capacity=capacity, state_bytes=capacity * state,
+        videos=_videos(model, blocks, block),
+    )  # fmt: skip
+
+
+def _activations(model: Model, packed: int, batch: int, visual: int) -> int:
+    """An estimate: live tensors of one LLM layer and of one vision layer, logits, embeddings."""
+    llm, vision = model.llm, VisionDims()
+    width = 4 * llm.hidden + (2 * llm.heads * llm.head_dim + 2 * llm.intermediate) // model.tp
+    step = packed * width * model.element
+    logits = 3 * batch * llm.vocab * 4  # fp32, and what sampling copies
+    table = batch * visual * llm.hidden * model.element
+    patches = model.max_frames * 4 * model.tokens_per_frame  # pooling by two in both directions
+    tower = patches * (4 * vision.hidden + vision.intermediate) * model.element
+    features = model.max_frames * model.tokens_per_frame * llm.hidden * (4 + model.element)
+    return step + logits + table + tower + features
+
+
+def _videos(model: Model, blocks: int, block: int) -> tuple[Videos, ...]:
+    frames = [n for n in (8, 16, 32, 64, 128) if n < model.max_frames] + [model.max_frames]
+    rates = (0.0,) if model.config.k == 0 else (0.0, model.config.k)
+    found = []
+    for count in frames:
+        for k in rates:
+            visual = model.visual_tokens(count, k)
+            tokens = visual + VIDEO_TEXT + VIDEO_ANSWER
+            if tokens <= model.max_positions:
+                found.append(Videos(count, k, visual, blocks // -(-tokens // block)))
+    return tuple(found)

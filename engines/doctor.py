@@ -1,0 +1,141 @@
+"""What `dycoke doctor` looks at: versions, GPU, plugin, counters, and the table of containers.
+
+Facts of the container table that were read in a published source carry it; the others say
+UNVERIFIED, and a machine that disagrees with them is right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..core.errors import DyCokeError
+from .installed import plugin_library, version_of
+from .plugin_nodes import COUNTERS, PLUGIN_ABI
+from .targets import OLDEST_SM
+from .this_gpu import driver_cuda, visible_gpus
+
+Status = Literal["ok", "warning", "missing"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. value: what is here; note: what follows from it."""
+
+    name: str
+    status: Status
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Container:
+    """A release of nvcr.io/nvidia/tritonserver, tag `-trtllm-python-py3`, and what it holds."""
+
+    tag: str
+    triton: str
+    tensorrt_llm: str
+    tensorrt: str
+    cuda: str
+    source: str
+
+
+CONTAINERS = (
+    Container(
+        "26.07", "2.71.0", "1.2.1", "10.14.1", "13.1",
+        "triton-inference-server/server issue 8945; TENSORRTLLM_VER in tensorrtllm_backend "
+        "(0b9d7d5); UNVERIFIED: that the C++ backend `tensorrtllm` is still in the image",
+    ),
+    Container(
+        "26.04 to 26.06", "UNVERIFIED", "1.2.1", "10.14.1", "13.1",
+        "UNVERIFIED: release notes were not read for each of them",
+    ),
+)  # fmt: skip
+TENSORRT_LLM, TENSORRT = CONTAINERS[0].tensorrt_llm, CONTAINERS[0].tensorrt
+
+
+def examine() -> list[Finding]:
+    """GPU, driver, CUDA, TensorRT, TensorRT-LLM, plugin library, counters."""
+    return [
+        *_gpu(),
+        _package("TensorRT", TENSORRT, "tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        _package("TensorRT-LLM", TENSORRT_LLM, "tensorrt-llm"),
+        _package("Polygraphy", "", "polygraphy"),
+        _package("Triton language", "", "triton"),
+        _package("ONNX Runtime", "", "onnxruntime", "onnxruntime-gpu"),
+        _plugin(),
+        counters_finding(os.environ.get(COUNTERS)),
+    ]
+
+
+def _gpu() -> list[Finding]:
+    gpus = visible_gpus()
+    if not gpus:
+        return [Finding("GPU", "missing", "none", "nvidia-smi lists none")]
+    first, cuda = gpus[0], driver_cuda()
+    many = f"{len(gpus)} x " if len(gpus) > 1 else ""
+    old = first.sm < OLDEST_SM
+    return [
+        Finding(
+            "GPU",
+            "warning" if old else "ok",
+            f"{many}{first.name}, sm_{first.sm}, {first.memory / 1e9:.1f} GB",
+            f"engines need sm_{OLDEST_SM} or newer" if old else "",
+        ),
+        Finding("driver", "ok", first.driver),
+        Finding("CUDA of the driver", "ok" if cuda else "warning", cuda or "unknown"),
+    ]
+
+
+def _package(name: str, expected: str, *distributions: str) -> Finding:
+    found = version_of(*distributions)
+    if found is None:
+        return Finding(name, "missing", "not installed")
+    if expected and not (found + ".").startswith(expected + "."):
+        return Finding(name, "warning", found, f"written for {expected}")
+    return Finding(name, "ok", found)
+
+
+def _plugin() -> Finding:
+    try:
+        path = plugin_library()
+    except DyCokeError as error:
+        return Finding("plugin", "missing", "none", str(error))
+    return Finding("plugin", "ok", str(path), f"this release has plugin ABI {PLUGIN_ABI}")
+
+
+def counters_finding(name: str | None) -> Finding:
+    """name: of the file that a server's plugins write. Rows that were passed through although they
+    could have been pruned are a warning: something keeps the plugin from knowing its sequences."""
+    if not name:
+        return Finding("counters", "missing", "off", f"set {COUNTERS}=FILE for the server")
+    path = Path(name)
+    files = sorted(path.parent.glob(path.name.replace("%p", "*")))
+    if not files:
+        return Finding("counters", "missing", name, "no such file: no step has run yet")
+    rows: dict[str, int] = {}
+    for file in files:
+        try:
+            counted = json.loads(file.read_text())["rows"]
+            for decision, count in counted.items():
+                rows[decision] = rows.get(decision, 0) + int(count)
+        except (OSError, ValueError, KeyError, AttributeError):
+            return Finding("counters", "warning", str(file), "not a counters file")
+    value = ", ".join(f"{count} {decision}" for decision, count in rows.items())
+    if rows.get("unknown", 0):
+        note = "unknown rows were not pruned: block reuse or an engine of another server's state"
+        return Finding("counters", "warning", value, note)
+    return Finding("counters", "ok", value)
+
+
+def matching_container(tensorrt_llm: str | None, tensorrt: str | None) -> Container | None:
+    """The container whose versions these are."""
+    for container in CONTAINERS:
+        if container.tensorrt_llm == tensorrt_llm and (tensorrt or "").startswith(
+            container.tensorrt
+        ):
+            return container
+    return None

@@ -1,0 +1,155 @@
+"""Adds the plugins to a TensorRT-LLM network. Runs where TensorRT-LLM is installed.
+
+As models/eagle/model.py adds its V3 plugins: registry.get_creator, create_plugin with
+TensorRTPhase.BUILD, default_trtnet().add_plugin_v3, _create_tensor for each output.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.config import DyCokeConfig
+from ..core.errors import DyCokeError
+from ..core.reselection import blocks_kept
+from .plugin_nodes import (
+    INIT,
+    NAMESPACE,
+    ROPE,
+    ROPE_INPUTS,
+    SCORE,
+    SCORE_INPUTS,
+    SELECT,
+    SELECT_INPUTS,
+    VERSION,
+)
+from .pruned_attention import Call
+
+# Tables may be wider than the longest sequence needs; an entry per possible count of blocks.
+_SPARE_BLOCKS = 64
+
+
+def load_plugins(library: Path) -> None:
+    """Loads the plugin library and registers its plugins; DyCokeError where it refuses."""
+    try:
+        initialise = getattr(ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL), INIT)
+    except (OSError, AttributeError) as error:
+        raise DyCokeError(f"{library}: not loadable ({error}); run: dycoke plugin build") from None
+    initialise.restype = ctypes.c_bool
+    initialise.argtypes = [ctypes.c_void_p]
+    if not initialise(None):
+        raise DyCokeError(
+            f"{library} was built for another TensorRT (its message stands above); run: "
+            "dycoke plugin build"
+        )
+
+
+def keep_table(p: float, max_seq_len: int, tokens_per_block: int) -> np.ndarray[Any, Any]:
+    """int32: entry n is how many of n prunable blocks are kept; device code never sees p."""
+    most = -(-max_seq_len // tokens_per_block) + _SPARE_BLOCKS
+    return np.array([blocks_kept(n, p) for n in range(most + 1)], np.int32)
+
+
+class PluginNodes:
+    """The plugins of one network (see pruned_attention.Nodes).
+
+    input_ids: the network's input, whose ids from visual_base on are visual tokens. tp_group: ranks
+    that share the heads, None for one.
+    """
+
+    def __init__(
+        self,
+        config: DyCokeConfig,
+        kernels: Path,
+        input_ids: Any,
+        *,
+        layers: int,
+        visual_base: int,
+        tokens_per_block: int,
+        max_seq_len: int,
+        tp_group: list[int] | None,
+    ) -> None:
+        from tensorrt_llm.functional import constant
+
+        fields = import_module(".plugin_fields", __package__)
+        self._score = fields.score_fields(kernels, tokens_per_block, layer=config.scoring_layer)
+        self._select = fields.select_fields(
+            kernels, tokens_per_block, config, layers=layers, visual_base=visual_base
+        )
+        self._rope = fields.rope_fields(kernels)
+        self._tp_group = tp_group
+        self._extra = {
+            "input_ids": input_ids,
+            "keep_table": constant(keep_table(config.p, max_seq_len, tokens_per_block)),
+        }
+
+    def select(self, call: Call) -> tuple[Any, Any]:
+        scores = self._add(SCORE, self._score, self._inputs(SCORE_INPUTS, call))
+        if self._tp_group is not None:
+            scores = [_sum_over_ranks(scores[0], self._tp_group)]
+        inputs = [*self._inputs(SELECT_INPUTS, call), *scores]
+        table, lengths = self._add(SELECT, self._select, inputs)
+        return table, lengths
+
+    def rotate(self, call: Call) -> Any:
+        return self._add(ROPE, self._rope, self._inputs(ROPE_INPUTS, call))[0]
+
+    def _inputs(self, names: tuple[str, ...], call: Call) -> list[Any]:
+        known = {**call, **self._extra, "cos_sin": call["rotary_cos_sin"]}
+        return [known[name] for name in names]
+
+    @staticmethod
+    def _add(name: str, fields: Mapping[str, Any], inputs: list[Any]) -> list[Any]:
+        import tensorrt as trt
+        from tensorrt_llm._common import default_trtnet
+        from tensorrt_llm.functional import _create_tensor
+
+        creator = trt.get_plugin_registry().get_creator(name, VERSION, NAMESPACE)
+        if creator is None:
+            raise DyCokeError(f"plugin {name} is not registered; run: dycoke plugin build")
+        types = {
+            np.dtype(np.int32): trt.PluginFieldType.INT32,
+            np.dtype(np.int64): trt.PluginFieldType.INT64,
+            np.dtype(np.float32): trt.PluginFieldType.FLOAT32,
+            np.dtype(np.uint8): trt.PluginFieldType.UNKNOWN,
+        }
+        collection = trt.PluginFieldCollection(
+            [trt.PluginField(key, value, types[value.dtype]) for key, value in fields.items()]
+        )
+        plugin = creator.create_plugin(name, collection, trt.TensorRTPhase.BUILD)
+        if plugin is None:
+            raise DyCokeError(f"plugin {name} refused its fields; its message stands above")
+        layer = default_trtnet().add_plugin_v3([t.trt_tensor for t in inputs], [], plugin)
+        return [_create_tensor(layer.get_output(i), layer) for i in range(layer.num_outputs)]
+
+
+def _sum_over_ranks(scores: Any, group: list[int]) -> Any:
+    """fp32 scores [S, T], summed over the ranks by NCCL: custom kernels have buffers for
+    activations, not for these shapes."""
+    from tensorrt_llm.functional import AllReduceParams, AllReduceStrategy, allreduce
+
+    with _reducing_in("float32"):
+        return allreduce(
+            scores, group, all_reduce_params=AllReduceParams(strategy=AllReduceStrategy.NCCL)
+        )
+
+
+@contextmanager
+def _reducing_in(dtype: str) -> Iterator[None]:
+    """functional.allreduce casts to plugin_config.nccl_plugin, which is the model's dtype: scores
+    in bfloat16 would rank otherwise than on one GPU."""
+    from tensorrt_llm._common import default_net
+
+    options = default_net().plugin_config
+    before = options.nccl_plugin
+    options.nccl_plugin = dtype
+    try:
+        yield
+    finally:
+        options.nccl_plugin = before

@@ -1,0 +1,72 @@
+"""What build plans need to know of a model: read from a bundle, or from a preset's dimensions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..bundle.files import open_bundle
+from ..core.config import DyCokeConfig
+from ..core.dims import PRESETS, LlmDims, ModelDims, preset
+from ..core.errors import DyCokeError
+from .build_plan import Model
+
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+PRESET_POSITIONS = 32_768  # max_position_embeddings of all three
+
+
+def model_of_bundle(bundle: Path) -> Model:
+    """Raises DyCokeError for what is no bundle, or one whose llm/config.json is not readable."""
+    manifest = open_bundle(bundle)
+    path = bundle / "llm" / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        dims = LlmDims(
+            layers=config["num_hidden_layers"],
+            hidden=config["hidden_size"],
+            intermediate=config["intermediate_size"],
+            heads=config["num_attention_heads"],
+            kv_heads=config["num_key_value_heads"],
+            head_dim=config["head_size"],
+            vocab=config["vocab_size"],
+            tied_embeddings=config["tie_word_embeddings"],
+        )
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise DyCokeError(f"{path}: not readable ({error!r}); export again") from None
+    return Model(
+        name=bundle.name,
+        llm=dims,
+        vision_weights=manifest.parts["vision_ttm.onnx"].size,
+        tokens_per_frame=manifest.vision.tokens_per_frame,
+        max_frames=manifest.vision.max_frames,
+        max_positions=manifest.llm.max_positions,
+        element=ELEMENT_BYTES[manifest.llm.dtype],
+        tp=manifest.llm.tp,
+        config=manifest.config,
+    )
+
+
+def model_of_preset(name: str, *, tp: int, max_frames: int, config: DyCokeConfig) -> Model:
+    """A published checkpoint in 16-bit floats, before it was downloaded or exported."""
+    dims = preset(name)
+    if tp < 1 or dims.llm.heads % tp or dims.llm.intermediate % tp:
+        raise DyCokeError(
+            f"--tp {tp} is impossible for {name}: {dims.llm.heads} query heads, "
+            f"an FFN of {dims.llm.intermediate}"
+        )
+    return Model(
+        name=name,
+        llm=dims.llm,
+        vision_weights=2 * dims.vision_weights,
+        tokens_per_frame=dims.vision.tokens_per_frame,
+        max_frames=max_frames,
+        max_positions=PRESET_POSITIONS,
+        element=2,
+        tp=tp,
+        config=config,
+    )
+
+
+def dims_of(model: Model) -> ModelDims | None:
+    """The published checkpoint with these dimensions, for floors; None where there is none."""
+    return next((dims for dims in PRESETS.values() if dims.llm == model.llm), None)

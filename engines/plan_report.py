@@ -1,0 +1,81 @@
+"""A build plan as a report: rows for a table, and everything for --json."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ..core.floors import Workload, floors
+from .build_plan import BuildPlan, Model
+from .model import dims_of
+from .targets import Target
+
+
+def plan_rows(plan: BuildPlan) -> list[tuple[str, str]]:
+    """(label, value) of each line of the table; GB are 10^9 bytes, of each GPU."""
+
+    def gb(count: float) -> str:
+        return f"{count / 1e9:,.2f} GB"
+
+    ranks = f" on each of {plan.tp} GPUs" if plan.tp > 1 else ""
+    rows = [
+        ("target", f"{plan.target}, sm_{plan.sm}, {gb(plan.memory)}"),
+        ("LLM weights", gb(plan.weights_total)),
+        ("LLM engine" + ranks, f"{gb(plan.weights_per_rank)}, embedding whole on every rank"),
+    ]
+    if plan.tp > 1:
+        rows.append(("  if the embedding were split", gb(plan.weights_per_rank_split)))
+    return [
+        *rows,
+        ("vision plan", gb(plan.vision_weights)),
+        ("activations (estimate)", gb(plan.activations)),
+        ("reserve (estimate)", gb(plan.reserve)),
+        ("KV per token and GPU", f"{plan.kv_bytes_per_token:,} B"),
+        (
+            "KV pool",
+            f"{gb(plan.kv_bytes)}, {plan.kv_blocks:,} blocks of {plan.tokens_per_block} tokens",
+        ),
+        (
+            "plugin state",
+            f"{plan.state_bytes / 1e6:,.1f} MB, capacity {plan.state_capacity:,} blocks"
+            if plan.state_capacity
+            else "none: p = 0",
+        ),
+        (
+            "limits",
+            f"batch {plan.max_batch}, input {plan.max_input_len:,}, "
+            f"sequence {plan.max_seq_len:,}, {plan.max_num_tokens:,} tokens per step",
+        ),
+    ]
+
+
+def floor_rows(model: Model, target: Target, plan: BuildPlan) -> list[tuple[str, int, float, str]]:
+    """(stage, batch, least milliseconds, what binds) for the longest video, alone and with a full
+    batch; empty for models and GPUs without published figures."""
+    dims = dims_of(model)
+    if dims is None or target.gpu is None:
+        return []
+    found: list[tuple[str, int, float, str]] = []
+    for batch in dict.fromkeys((1, plan.max_batch)):
+        workload = Workload(
+            frames=model.max_frames,
+            batch=batch,
+            tokens_per_block=plan.tokens_per_block,
+            gpus=plan.tp,
+        )
+        stages = floors(dims, target.gpu, model.config, workload).stages
+        found += [(stage.stage, batch, 1e3 * stage.seconds, stage.bound) for stage in stages]
+    return found
+
+
+def plan_json(model: Model, target: Target, plan: BuildPlan) -> dict[str, Any]:
+    """Every field of the plan in bytes and counts, and the floors."""
+    return {
+        **asdict(plan),
+        "kv_tokens": plan.kv_tokens,
+        "dycoke": model.config.to_dict(),
+        "floors": [
+            {"stage": stage, "batch": batch, "milliseconds": time, "bound": bound}
+            for stage, batch, time, bound in floor_rows(model, target, plan)
+        ],
+    }

@@ -1,0 +1,67 @@
+"""What engines are built for: a GPU of the table (core/gpus.py), or the one in this machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.errors import DyCokeError
+from ..core.gpus import GPUS, Gpu
+from .this_gpu import VisibleGpu, visible_gpus
+
+THIS_GPU = "this-gpu"
+TARGETS = ("a100", "a10", "l4", "l40s", "rtx4090", "h100", "h200", "b200")
+OLDEST_SM = 80  # bf16, and the oldest architecture that the kernels are compiled for
+# Words of the product names that drivers print.
+_PRODUCTS = {
+    "A100": "a100", "A10": "a10", "A10G": "a10", "L40S": "l40s", "L4": "l4", "RTX 4090": "rtx4090",
+    "H100": "h100", "H200": "h200", "B200": "b200", "RTX A6000": "a6000",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """name: of the folder below engines/. sm: 90 for compute capability 9.0. memory: bytes of one
+    GPU. gpu: its published figures, None for a product that the table does not have."""
+
+    name: str
+    sm: int
+    memory: float
+    gpu: Gpu | None
+
+
+def find_target(name: str, gpus: Sequence[VisibleGpu] | None = None) -> Target:
+    """The target called `name`; gpus: this machine's, asked for where `this-gpu` needs them.
+
+    Raises DyCokeError for an unknown name, listing the known ones, and for `this-gpu` on a machine
+    without a GPU, with different ones, or with one too old.
+    """
+    if name in TARGETS:
+        gpu = GPUS[name]
+        return Target(name, gpu.sm, gpu.memory, gpu)
+    if name != THIS_GPU:
+        raise DyCokeError(
+            f"unknown target {name!r}; allowed: cpu, {', '.join(TARGETS)}, {THIS_GPU}"
+        )
+    found = visible_gpus() if gpus is None else gpus
+    if not found:
+        raise DyCokeError(
+            f"--target {THIS_GPU}: nvidia-smi lists no GPU here; name one: {', '.join(TARGETS)}"
+        )
+    first = found[0]
+    if other := next((gpu for gpu in found if gpu.sm != first.sm), None):
+        raise DyCokeError(
+            f"--target {THIS_GPU}: this machine has {first.name} (sm_{first.sm}) and {other.name} "
+            f"(sm_{other.sm}); name the target that you mean"
+        )
+    if first.sm < OLDEST_SM:
+        raise DyCokeError(
+            f"{first.name} is sm_{first.sm}; engines need sm_{OLDEST_SM} or newer (Ampere)"
+        )
+    words = first.name.replace("-", " ")
+    published = next(
+        (GPUS[key] for label, key in _PRODUCTS.items() if re.search(rf"\b{label}\b", words)), None
+    )
+    memory = min(gpu.memory for gpu in found)
+    return Target(THIS_GPU, first.sm, memory, published)

@@ -1,0 +1,84 @@
+"""What doctor says of this machine, of counters, and where it sends people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from dycoke_trt.cli.doctor import abilities
+from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.engines.doctor import counters_finding, matching_container
+from dycoke_trt.engines.installed import plugin_library
+from dycoke_trt.tests.support import dycoke
+
+
+def test_doctor_here() -> None:
+    done = dycoke("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    found = {finding["name"]: finding for finding in report["findings"]}
+    assert {"GPU", "TensorRT", "TensorRT-LLM", "plugin", "counters", "Triton server"} <= set(found)
+    assert report["works"]["answers on the CPU"]
+    assert report["containers"][0]["tensorrt_llm"] == "1.2.1"
+    assert "UNVERIFIED" in report["containers"][0]["source"]
+    assert "26.07" in dycoke("doctor").stdout
+
+
+def test_advice_names_what_is_missing() -> None:
+    able, advice = abilities({"GPU", "TensorRT", "Polygraphy"})["building engines"]
+    assert not able
+    assert "needs TensorRT-LLM, plugin" in advice
+    assert "26.07-trtllm-python-py3" in advice
+    everything = {"GPU", "TensorRT", "TensorRT-LLM", "Polygraphy", "plugin"}
+    assert abilities(everything)["building engines"] == (
+        True, "dycoke build BUNDLE --target this-gpu"
+    )  # fmt: skip
+
+
+def test_counters(tmp_path: Path) -> None:
+    assert counters_finding(None).status == "missing"
+    name = str(tmp_path / "counters.%p.json")
+    assert counters_finding(name).status == "missing"
+    rows = {"full": 1, "reused": 2, "reselected": 3, "unknown": 0}
+    for process in ("7", "8"):
+        (tmp_path / f"counters.{process}.json").write_text(json.dumps({"rows": rows}))
+    found = counters_finding(name)
+    assert (found.status, found.value) == ("ok", "2 full, 4 reused, 6 reselected, 0 unknown")
+    (tmp_path / "counters.8.json").write_text(json.dumps({"rows": {**rows, "unknown": 5}}))
+    assert counters_finding(name).status == "warning"
+    (tmp_path / "counters.8.json").write_text("nonsense")
+    assert counters_finding(name).note == "not a counters file"
+
+
+def test_plugin_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DYCOKE_PLUGIN_LIBRARY", raising=False)
+    with pytest.raises(DyCokeError, match=r"no plugin library there; run: dycoke plugin build"):
+        plugin_library()
+    path = tmp_path / "libdycoke_plugins.so"
+    path.write_bytes(b"text")
+    monkeypatch.setenv("DYCOKE_PLUGIN_LIBRARY", str(path))
+    with pytest.raises(DyCokeError, match="is no shared library"):
+        plugin_library()
+    path.write_bytes(b"\x7fELF and so on")
+    assert plugin_library() == path
+
+
+def test_the_library_of_this_tensorrt_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DYCOKE_PLUGIN_LIBRARY", raising=False)
+    folder = tmp_path / "build" / "plugin"
+    folder.mkdir(parents=True)
+    for major in (10, 11):
+        (folder / f"libdycoke_plugin_trt{major}.so").write_bytes(b"\x7fELF")
+    assert plugin_library().name == "libdycoke_plugin_trt10.so"
+
+
+def test_containers() -> None:
+    container = matching_container("1.2.1", "10.14.1.48")
+    assert container is not None
+    assert container.tag == "26.07"
+    assert matching_container("1.1.0", "10.9.0") is None

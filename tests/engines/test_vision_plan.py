@@ -1,0 +1,115 @@
+"""The vision plan: its profiles and options here; the plan itself where TensorRT is (-m trt)."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dycoke_trt.bundle.manifest import read_manifest
+from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.engines.this_gpu import visible_gpus
+from dycoke_trt.engines.vision_plan import build_vision_plan, config_options, profile_ranges
+from dycoke_trt.tests.support import demo_bundle
+from dycoke_trt.verify.vision_plan import (
+    check_vision_plan,
+    relative_difference,
+    synthetic_frames,
+)
+
+needs_tensorrt = pytest.mark.skipif(
+    find_spec("tensorrt") is None or not visible_gpus(), reason="needs a GPU and TensorRT"
+)
+
+
+@pytest.mark.parametrize("most", [4, 8, 12, 32, 36, 64, 128])
+def test_profiles_cover_every_frame_count_once(most: int) -> None:
+    ranges = profile_ranges(384, most, max_batch=2)
+    covered = [n for r in ranges for n in range(r.least[1], r.most[1] + 1, 4)]
+    assert covered == list(range(4, most + 1, 4))
+    for r in ranges:
+        assert r.least[0] == r.best[0] == 1
+        assert r.most[0] == 2
+        assert r.best[1] == r.most[1]
+        assert r.least[2:] == r.best[2:] == r.most[2:] == (3, 384, 384)
+
+
+def test_impossible_profiles() -> None:
+    for frames, batch, message in ((6, 1, "max_frames=6"), (0, 1, "max_frames=0"), (8, 0, "max_b")):
+        with pytest.raises(DyCokeError, match=message):
+            profile_ranges(384, frames, batch)
+
+
+def test_options_name_no_precision(tmp_path: Path) -> None:
+    cache = tmp_path / "timing.cache"
+    options = config_options([], cache, memory_pool="workspace")
+    assert options == {"profiles": [], "memory_pool_limits": {"workspace": 4 * 2**30}}
+    cache.write_bytes(b"x")
+    assert config_options([], cache, memory_pool="w")["load_timing_cache"] == str(cache)
+
+
+def test_polygraphy_takes_what_we_pass() -> None:
+    """Its own classes, which check arguments before TensorRT is imported."""
+    from inspect import signature
+
+    from polygraphy.backend.trt import EngineBytesFromNetwork, NetworkFromOnnxPath, Profile
+
+    assert "strongly_typed" in signature(NetworkFromOnnxPath.__init__).parameters
+    assert "save_timing_cache" in signature(EngineBytesFromNetwork.__init__).parameters
+    r = profile_ranges(384, 8)[0]
+    profile = Profile().add("frames", min=r.least, opt=r.best, max=r.most)
+    assert tuple(profile["frames"].opt) == (1, 8, 3, 384, 384)
+
+
+def test_differences_ignore_a_swapped_token_and_nothing_else() -> None:
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((1, 200, 64)).astype(np.float32)
+    assert relative_difference(rows, rows) == 0
+    swapped = rows.copy()
+    swapped[0, 7] = random.standard_normal(64)
+    assert relative_difference(swapped, rows) == 0
+    assert relative_difference(rows[:, ::-1], rows) == float("inf")
+    assert relative_difference(rows[:, :-1], rows) == float("inf")
+    assert relative_difference(np.full_like(rows, np.nan), rows) == float("inf")
+    assert 0 < relative_difference(rows * 1.01, rows) < 0.02
+    clip = synthetic_frames(8, 28)
+    assert clip.shape == (1, 8, 3, 28, 28)
+    assert clip.dtype == np.dtype(np.uint8)
+
+
+@pytest.mark.trt
+@needs_tensorrt
+def test_the_plan_equals_the_graph(tmp_path: Path) -> None:
+    bundle = demo_bundle(DyCokeConfig())
+    manifest = read_manifest(bundle)
+    build_vision_plan(bundle, manifest, tmp_path, tmp_path / "timing.cache")
+    assert (tmp_path / "timing.cache").is_file()
+    checks = list(check_vision_plan(bundle, manifest, tmp_path))
+    assert [check for check in checks if not check.passed] == []
+
+
+@pytest.mark.trt
+@needs_tensorrt
+def test_equal_similarities_keep_the_lowest_index(tmp_path: Path) -> None:
+    """All frames alike: every similarity ties, so that TopK's tie order decides every row."""
+    import onnxruntime
+    from polygraphy.backend.common import BytesFromPath
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+    bundle = demo_bundle(DyCokeConfig())
+    manifest = read_manifest(bundle)
+    plan = build_vision_plan(bundle, manifest, tmp_path, tmp_path / "timing.cache")
+    side = manifest.vision.image_size
+    still = synthetic_frames(1, side)
+    clip = np.repeat(still, 8, axis=1)
+    session = onnxruntime.InferenceSession(
+        str(bundle / "vision_ttm.onnx"), providers=["CPUExecutionProvider"]
+    )
+    (expected,) = session.run(["visual_embeds"], {"frames": clip})
+    with TrtRunner(EngineFromBytes(BytesFromPath(str(plan)))) as runner:
+        runner.set_profile(0)
+        found = np.array(runner.infer({"frames": clip})["visual_embeds"], np.float32)
+    norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
+    assert ((found * expected).sum(-1) / norms).min() > 0.99  # row by row: no other token

@@ -1,0 +1,145 @@
+"""The repository and the server's command for TensorRT engines: texts alone, nothing runs here."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from dycoke_trt.bundle.manifest import Manifest, read_manifest
+from dycoke_trt.bundle.record import EngineRecord, write_record
+from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.engines import build as building
+from dycoke_trt.engines.build_plan import plan_build
+from dycoke_trt.engines.model import model_of_bundle
+from dycoke_trt.engines.targets import find_target
+from dycoke_trt.tests.support import demo_bundle
+from dycoke_trt.triton_repo import trtllm_launch
+from dycoke_trt.triton_repo.repository import write_repository
+from dycoke_trt.triton_repo.trtllm import llm_parameters
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo bundle with engine files that hold nothing."""
+    bundle = tmp_path_factory.mktemp("trtllm") / "bundle"
+    shutil.copytree(demo_bundle(DyCokeConfig()), bundle)
+    engines = bundle / "engines" / "h100"
+    (engines / "llm").mkdir(parents=True)
+    for name in ("llm/rank0.engine", "vision_ttm.plan", "libdycoke_plugins.so"):
+        (engines / name).write_bytes(b"engine")
+    plan = plan_build(model_of_bundle(bundle), find_target("h100"))
+    record = building.engine_record(
+        engines, read_manifest(bundle), plan, "10.14.1", "1.2.1", pruned=True
+    )
+    write_record(engines, record)
+    return bundle
+
+
+@pytest.fixture
+def manifest(bundle: Path) -> Manifest:
+    return read_manifest(bundle)
+
+
+@pytest.fixture
+def record(bundle: Path) -> EngineRecord:
+    path = bundle / "engines" / "h100" / "record.json"
+    return EngineRecord.model_validate_json(path.read_text())
+
+
+def parameters(text: str) -> dict[str, str]:
+    found = re.findall(r'parameters \{ key: "(\S+)" value \{ string_value: "([^"]*)" \} \}', text)
+    return dict(found)
+
+
+def test_repository(bundle: Path, record: EngineRecord, tmp_path: Path) -> None:
+    folder = write_repository(
+        bundle, tmp_path / "models", bundle_path=Path("/bundle"), build="h100",
+        triton_version="2.71.0",
+    )  # fmt: skip
+    texts = {p.parent.name: p.read_text() for p in folder.glob("*/config.pbtxt")}
+    assert len(texts) == 6
+
+    llm = texts["tensorrt_llm"]
+    assert 'backend: "tensorrtllm"' in llm
+    assert "model_transaction_policy { decoupled: true }" in llm
+    assert f"max_batch_size: {record.max_batch}\n" in llm
+    given = parameters(llm)
+    assert given["gpt_model_type"] == "inflight_fused_batching"
+    assert given["gpt_model_path"] == "/bundle/engines/h100/llm"
+    assert given["batch_scheduler_policy"] == "guaranteed_no_evict"
+    assert given["enable_kv_cache_reuse"] == "false"
+    assert given["enable_chunked_context"] == "true"
+    assert given["max_beam_width"] == "1"
+    assert given["max_tokens_in_paged_kv_cache"] == str(record.kv_tokens)
+    assert "max_attention_window_size" not in given
+    assert 'name: "input_lengths" data_type: TYPE_INT32 dims: [ 1 ] reshape: { shape: [ ] }' in llm
+    assert 'dims: [ -1 ] optional: true allow_ragged_batch: true' in llm  # fmt: skip
+    assert "is_final" not in llm
+    assert list((folder / "tensorrt_llm" / "1").iterdir()) == []
+
+    vision = texts["vision_ttm"]
+    assert 'platform: "tensorrt_plan"' in vision
+    assert 'default_model_filename: "vision_ttm.plan"' in vision
+    assert 'kind: KIND_GPU gpus: [ 0 ] profile: [ "0", "1" ]' in vision
+    link = folder / "vision_ttm" / "1" / "vision_ttm.plan"
+    assert str(link.readlink()) == "/bundle/engines/h100/vision_ttm.plan"
+
+    for name in ("dycoke", "postprocessing", "preprocessing", "dycoke_bls"):
+        assert "is_first" not in texts[name]
+        assert "is_final" not in texts[name]
+    assert 'backend: "python"' in texts["preprocessing"]
+    assert "max_inflight_requests" in texts["dycoke"]
+
+
+def test_parameters_pass_the_refusals_for_every_config(
+    manifest: Manifest, record: EngineRecord
+) -> None:
+    for p in (0.0, 0.7):
+        changed = manifest.model_copy(update={"dycoke": DyCokeConfig(p=p).to_dict()})
+        assert llm_parameters(changed, record, "/e")["max_beam_width"] == "1"
+
+
+def test_environment_preloads_the_plugins(
+    bundle: Path, record: EngineRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = bundle / "engines" / "h100"
+    library = str(engines / "libdycoke_plugins.so")
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    found = trtllm_launch.server_environment(engines, record, "/tmp/counters.%p.json")
+    assert found == {
+        "LD_PRELOAD": library, "DYCOKE_AUTOREGISTER": "1",
+        "DYCOKE_COUNTERS_FILE": "/tmp/counters.%p.json",
+    }  # fmt: skip
+    monkeypatch.setenv("LD_PRELOAD", "/lib/other.so")
+    both = trtllm_launch.server_environment(engines, record)
+    assert both["LD_PRELOAD"] == f"{library}:/lib/other.so"
+    stock = record.model_copy(update={"files": {}})
+    assert trtllm_launch.server_environment(engines, stock) == {}
+
+
+def test_memory_for_embeddings_and_frames(manifest: Manifest, record: EngineRecord) -> None:
+    (option,) = trtllm_launch.server_options(manifest, record)
+    name, _, size = option.rpartition(":")
+    assert name == "--cuda-memory-pool-byte-size=0"
+    assert int(size) >= record.max_batch * manifest.visual_tokens(32) * manifest.llm.hidden * 4
+    assert int(size) % 2**20 == 0
+    needed = trtllm_launch.shared_memory(manifest, record)
+    assert trtllm_launch.shm_advice(manifest, record, needed) == ""
+    assert "--shm-size=1g" in trtllm_launch.shm_advice(manifest, record, 64 * 2**20)
+
+
+def test_ranks_under_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["/bin/tritonserver", "--model-repository=/m", "--grpc-port=8001", "--log-verbose=1"]
+    monkeypatch.setattr(trtllm_launch.shutil, "which", lambda name: f"/usr/bin/{name}")
+    made = " ".join(trtllm_launch.mpi_command(command, 2))
+    first, second = made.split(" : ")
+    assert first == f"/usr/bin/mpirun --allow-run-as-root -n 1 {' '.join(command)}"
+    assert second.startswith("-n 1 /bin/tritonserver --model-repository=/m --log-verbose=1")
+    assert second.endswith("--model-control-mode=explicit --load-model=tensorrt_llm")
+    assert "--grpc-port" not in second
+    monkeypatch.setattr(trtllm_launch.shutil, "which", lambda _: None)
+    with pytest.raises(DyCokeError, match="TP=2 needs mpirun"):
+        trtllm_launch.mpi_command(command, 2)

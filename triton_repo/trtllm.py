@@ -1,0 +1,73 @@
+"""The repository's models that TensorRT runs: `tensorrt_llm` and `vision_ttm` on engines.
+
+Tensors and parameters of `tensorrt_llm` are those of Triton's TensorRT-LLM backend
+(triton_backend/all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt at 0c8de69, 1.x); what is
+left out there is optional.
+"""
+
+from __future__ import annotations
+
+from ..bundle.manifest import Manifest
+from ..bundle.record import EngineRecord
+from ..engines.build import LLM_DIRECTORY
+from ..engines.refusals import refuse
+from ..engines.vision_plan import PLAN_FILE, profile_ranges
+from ..runtime import protocol as p
+from .model_config import ModelConfig
+
+_WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
+_CANCEL_MILLISECONDS = 100  # how often the backend looks for cancelled requests
+_QUEUE_MICROSECONDS = 0  # in-flight batching needs no waiting for company
+
+
+def llm_parameters(manifest: Manifest, record: EngineRecord, engines: str) -> dict[str, str]:
+    """Parameters of the backend; engines: the engine directory as the server sees it.
+
+    Raises DyCokeError for a combination that dynamic pruning forbids.
+    """
+    parameters = {
+        "gpt_model_type": "inflight_fused_batching",
+        "gpt_model_path": f"{engines}/{LLM_DIRECTORY}",
+        "batch_scheduler_policy": "guaranteed_no_evict",
+        "enable_kv_cache_reuse": "false",
+        "enable_chunked_context": "true",
+        "max_beam_width": "1",
+        # Both bound the pool: the plan's tokens are what fits beside the vision plan.
+        "max_tokens_in_paged_kv_cache": str(record.kv_tokens),
+        "kv_cache_free_gpu_mem_fraction": f"{record.options.get('kv_fraction', 0.9):g}",
+        "exclude_input_in_output": "true",
+        "cancellation_check_period_ms": str(_CANCEL_MILLISECONDS),
+        "executor_worker_path": _WORKER,
+        "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
+    }
+    if manifest.config.p > 0:
+        refuse(parameters, where="tensorrt_llm/config.pbtxt")
+    return parameters
+
+
+def llm_config(manifest: Manifest, record: EngineRecord, engines: str) -> ModelConfig:
+    return ModelConfig(
+        p.LLM,
+        p.llm_inputs(manifest.llm.hidden, manifest.llm.dtype),
+        (*p.TOKENS, *p.TOKEN_COUNTS),
+        backend="tensorrtllm",
+        decoupled=True,
+        max_batch=record.max_batch,
+        ragged=True,
+        queue_microseconds=_QUEUE_MICROSECONDS,
+        parameters=llm_parameters(manifest, record, engines),
+    )
+
+
+def vision_config(manifest: Manifest) -> ModelConfig:
+    """`vision_ttm` on the plan: all its profiles on GPU 0, where rank 0 of the LLM is."""
+    vision = manifest.vision
+    profiles = range(len(profile_ranges(vision.image_size, vision.max_frames)))
+    return ModelConfig(
+        p.VISION,
+        (p.frames_spec(vision.image_size),),
+        (p.visual_embeds_spec(manifest.llm.hidden, vision.dtype),),
+        platform="tensorrt_plan",
+        file=PLAN_FILE,
+        profiles=tuple(map(str, profiles)),
+    )

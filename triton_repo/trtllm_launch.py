@@ -1,0 +1,89 @@
+"""What a server with TensorRT engines needs besides its repository: plugins, memory pools, ranks.
+
+Followed: triton_backend/scripts/launch_triton_server.py at 0a2e2c1 (one server per rank under
+mpirun, all ranks but the first load the LLM alone); docs/user_guide/custom_operations.md of
+triton-inference-server/server (LD_PRELOAD for plugins).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..bundle.manifest import Manifest
+from ..bundle.record import EngineRecord
+from ..core.errors import DyCokeError
+from ..engines.model import ELEMENT_BYTES
+from ..engines.plugin_nodes import AUTOREGISTER, COUNTERS, LIBRARY
+from ..runtime.protocol import LLM
+
+_MIB = 2**20
+_LEAST_POOL = 64 * _MIB  # Triton's own default for CUDA memory
+_BASE_SHARED = 256 * _MIB  # regions of the Python models before any request
+
+
+def server_environment(engines: Path, record: EngineRecord, counters: str = "") -> dict[str, str]:
+    """Additions to the server's environment. counters: file that the plugins count in, or "".
+
+    LD_PRELOAD is what reaches every process that deserialises an engine, workers too.
+    """
+    if LIBRARY not in record.files:
+        return {}
+    library = str((engines / LIBRARY).resolve())
+    before = os.environ.get("LD_PRELOAD", "")
+    found = {"LD_PRELOAD": f"{library}:{before}".rstrip(":"), AUTOREGISTER: "1"}
+    return found | ({COUNTERS: counters} if counters else {})
+
+
+def server_options(manifest: Manifest, record: EngineRecord) -> list[str]:
+    """Options of tritonserver. Visual embeddings go from the plan to the LLM through Triton's pool
+    of CUDA memory on GPU 0: it holds a table for every sequence of a full batch."""
+    most = manifest.vision.max_frames // 4 * 4
+    table = manifest.visual_tokens(most) * manifest.llm.hidden
+    needed = record.max_batch * table * ELEMENT_BYTES[manifest.vision.dtype]
+    pool = -(-max(needed, _LEAST_POOL) // _MIB) * _MIB
+    return [f"--cuda-memory-pool-byte-size=0:{pool}"]
+
+
+def shared_memory(manifest: Manifest, record: EngineRecord) -> int:
+    """Bytes of /dev/shm that a full batch may take: frames cross it between Triton and its Python
+    models, twice per request (as they came, and resized). For docker's --shm-size."""
+    frames = manifest.vision.max_frames * 3 * manifest.vision.image_size**2
+    return _BASE_SHARED + 2 * record.max_batch * frames
+
+
+def shm_advice(manifest: Manifest, record: EngineRecord, available: int) -> str:
+    """A line for a container that was given too little; "" where it is enough."""
+    needed = shared_memory(manifest, record)
+    if available >= needed:
+        return ""
+    gib = -(-needed // 2**30)
+    return (
+        f"/dev/shm has {available / 2**30:.1f} GiB, a full batch of the longest videos takes "
+        f"{needed / 2**30:.1f}: start the container with --shm-size={gib}g"
+    )
+
+
+def mpi_command(command: Sequence[str], world_size: int) -> list[str]:
+    """One server per rank. The first serves clients; the others load the LLM's rank alone and
+    listen nowhere, so that no port is wanted twice.
+
+    Raises DyCokeError without mpirun.
+    """
+    mpirun = shutil.which("mpirun")
+    if mpirun is None:
+        raise DyCokeError(
+            f"TP={world_size} needs mpirun, which is not on PATH; use the container of "
+            "docs/tensorrt.md"
+        )
+    binary, *options = command
+    services = ("--http-", "--grpc-", "--metrics-", "--cuda-memory-pool")
+    worker = [option for option in options if not option.startswith(services)]
+    quiet = [f"--allow-{service}=false" for service in ("http", "grpc", "metrics")]
+    alone = ["--model-control-mode=explicit", f"--load-model={LLM}"]
+    ranks = [mpirun, "--allow-run-as-root", "-n", "1", binary, *options]
+    for _ in range(world_size - 1):
+        ranks += [":", "-n", "1", binary, *worker, *quiet, *alone]
+    return ranks
