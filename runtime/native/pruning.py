@@ -21,6 +21,14 @@ class Selection(NamedTuple):
     mask: Tensor | None = None  # bool [S, M * B]; None for blocks, which leave the table instead
 
 
+class Scores(NamedTuple):
+    """A step's scores, fp32 [S, T], and where they are of visual tokens, bool [S, T]."""
+
+    blocks: Tensor  # int64 [S, blocks in use]
+    visual: Tensor
+    scores: Tensor
+
+
 class StepTrace(NamedTuple):
     """What one decode step of one sequence did, for figures and debugging.
 
@@ -72,13 +80,18 @@ class Pruner:
         self._layers = layers
         self._trace = trace
 
-    def select(self, query: Tensor, new_key: Tensor, keys: Tensor, lengths: Tensor) -> Selection:
-        """Scores this step and selects. query: [S, Hq, D]; new_key: [S, Hkv, D], the fed token's;
-        keys: [S, Hkv, T, D] of the scoring layer, all blocks in use; lengths: int64 [S]."""
-        config, state, size = self._config, self._state, self._state.tokens_per_block
-        blocks = self._blocks[:, : keys.shape[2] // size]
-        visual, _ = visual_positions(state, blocks, lengths, self._prompt_lengths)
+    def score(self, query: Tensor, new_key: Tensor, keys: Tensor, lengths: Tensor) -> Scores:
+        """query: [S, Hq, D]; new_key: [S, Hkv, D], the fed token's; keys: [S, Hkv, T, D] of the
+        scoring layer, all blocks in use; lengths: int64 [S]."""
+        blocks = self._blocks[:, : keys.shape[2] // self._state.tokens_per_block]
+        visual, _ = visual_positions(self._state, blocks, lengths, self._prompt_lengths)
         scores = visual_scores(query, new_key, keys.transpose(1, 2), lengths, visual)
+        return Scores(blocks, visual, scores)
+
+    def select(self, scored: Scores, lengths: Tensor) -> Selection:
+        """Gate and selection of this step; lengths: int64 [S]."""
+        blocks, visual, scores = scored
+        config, state = self._config, self._state
         sequences = (state, blocks, lengths, self._prompt_lengths, scores)
         if config.granularity == "block":
             step = reselect(
