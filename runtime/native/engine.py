@@ -23,7 +23,7 @@ from ...core.state import ReselectionState, write_context
 from ..stages import DECODE_STEP, PREFILL, QUEUE, SAMPLE
 from .blocks import BlockPool, blocks_for
 from .model import Qwen2
-from .pruning import Pruner, PruningTables, StepTrace
+from .pruning import Pruner, PruningTables, SelectionCounts, StepTrace
 from .request import Event, Request, Sequence
 from .sampling import sample
 from .steps import Lane, StepDecoder
@@ -63,6 +63,7 @@ class NativeEngine:
                 model.layout.num_blocks, self._size, model.device, config.granularity
             )
             self._tables = PruningTables(config, model.layout.num_blocks, self._size)
+        self.selection = SelectionCounts()  # only of steps on a CPU
         self._decoder = model.step_decoder(config, self._state, self.limits.max_batch)
         self._lock = threading.Condition()
         self._queue: deque[Request] = deque()
@@ -255,6 +256,7 @@ class NativeEngine:
                 prompts,
                 self.model.config.layers,
                 self._tracer(sequences),
+                self.selection,
             )
         table = encode_table(blocks, self.model.config.layers).long()
         hidden = self.model.decode(self.model.embed(fed), table, lengths, pruner)
