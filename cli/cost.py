@@ -119,15 +119,15 @@ def floors(
     from ..core.floors import Workload, compare_floors
 
     dims = preset(model)
-    device = _device(gpu, bandwidth, tflops)
+    chosen = device(gpu, bandwidth, tflops)
     config = dycoke_config(k=k, l=l, p=p)
     # The span starts behind the chat template's 14 tokens, unless there is less text.
     workload = Workload(frames, batch, text, generated, min(14, text), tokens_per_block, gpus)
-    settings = compare_floors(dims, device, config, workload)
+    settings = compare_floors(dims, chosen, config, workload)
     if as_json:
         report = {
             "model": model,
-            "gpu": asdict(device),
+            "gpu": asdict(chosen),
             "config": config.to_dict(),
             "workload": asdict(workload),
             "settings": [_as_dict(setting) for setting in settings],
@@ -135,7 +135,7 @@ def floors(
         typer.echo(json.dumps(report, indent=2))
         return
 
-    title = f"{model} on {device.name}, {frames} frames, batch {batch}: floors in ms"
+    title = f"{model} on {chosen.name}, {frames} frames, batch {batch}: floors in ms"
     table = _table(title, [setting.setting for setting in settings])
     table.add_row("visual tokens", *(f"{s.visual_tokens:,}" for s in settings))
     table.add_row("attended by layers >= L", *(f"{s.attended_tokens:,}" for s in settings))
@@ -148,10 +148,10 @@ def floors(
     _print(table)
     budget = settings[1].time_per_token - settings[2].time_per_token
     typer.echo(f"scoring and selection pay off below {budget * 1e6:.0f} us per step")
-    typer.echo(f"source: {device.source}")
+    typer.echo(f"source: {chosen.source}")
 
 
-def _device(name: str | None, bandwidth: float | None, tflops: float | None) -> Any:
+def device(name: str | None, bandwidth: float | None, tflops: float | None) -> Any:
     """A GPU of the table, or the two figures; raises DyCokeError for half of either."""
     from ..core.errors import DyCokeError
     from ..core.gpus import Gpu, gpu

@@ -23,6 +23,7 @@ from .native.request import Event, Request
 from .native.sampling import Sampling
 from .preprocess import resize
 from .prompt import PromptBuilder
+from .stages import DECODE_VIDEO, DETOKENISE, PREPROCESS, VISION
 from .video import read_video
 from .vision import OnnxVision, Vision
 
@@ -51,6 +52,7 @@ class Pipeline:
 
     kv_tokens: capacity of the KV pool; tokens_per_block: its block size. config: overrides the
     bundle's settings of dynamic pruning (l, p, gate, granularity, ...); TTM is in the graph.
+    keep_steps: answers carry a trace of their decode steps, which costs host work in each.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Pipeline:
         config: DyCokeConfig | None = None,
         limits: EngineLimits | None = None,
         device: str = "cpu",
+        keep_steps: bool = True,
     ) -> None:
         self.manifest = open_bundle(bundle)
         baked = self.manifest.config
@@ -80,12 +83,12 @@ class Pipeline:
             kv_tokens=kv_tokens,
             tokens_per_block=tokens_per_block,
             limits=limits,
-            trace=self._keep_trace,
+            trace=self._keep_trace if keep_steps else None,
             device=device,
         )
 
     @classmethod
-    def from_record(cls, bundle: Path, target: str = "cpu") -> Pipeline:
+    def from_record(cls, bundle: Path, target: str = "cpu", *, keep_steps: bool = True) -> Pipeline:
         """The pipeline that `dycoke build` recorded. Raises DyCokeError where nothing was built."""
         record = read_record(bundle / "engines" / target, open_bundle(bundle), bundle)
         return cls(
@@ -93,17 +96,22 @@ class Pipeline:
             kv_tokens=record.kv_tokens,
             tokens_per_block=record.tokens_per_block,
             limits=EngineLimits(max_batch=record.max_batch),
+            keep_steps=keep_steps,
         )
 
     def read(self, video: Path, num_frames: int) -> Tensor:
         """Samples a video file, after a wrong number of frames is refused: uint8 [F, H, W, 3]."""
         self.manifest.visual_tokens(num_frames)
-        return read_video(video, num_frames)
+        with DECODE_VIDEO:
+            return read_video(video, num_frames)
 
     def embed_video(self, frames: Tensor) -> Tensor:
         """uint8 [F, H, W, 3] -> visual embeddings [V, hidden]."""
         self.manifest.visual_tokens(len(frames))  # refuses a wrong number of frames
-        return self.vision(resize(frames, self.manifest.vision.image_size)[None])[0]
+        with PREPROCESS:
+            resized = resize(frames, self.manifest.vision.image_size)[None]
+        with VISION:
+            return self.vision(resized)[0]
 
     def ask(
         self,
@@ -118,7 +126,8 @@ class Pipeline:
         """Runs one request to its end. frames: uint8 [F, H, W, 3], or None for text alone."""
         begun = time.perf_counter()
         visual = 0 if frames is None else self.manifest.visual_tokens(len(frames))
-        prompt = self.prompts.build(question, visual)
+        with PREPROCESS:
+            prompt = self.prompts.build(question, visual)
         embeddings = None if frames is None else self.embed_video(frames)
         stream = TextStream(self.prompts.tokenizer, stop or [])
         pieces: list[str] = []
@@ -131,7 +140,8 @@ class Pipeline:
             if event.tokens and not tokens:
                 first[0] = time.perf_counter() - begun
             tokens.extend(event.tokens)
-            piece = stream.push(event.tokens)
+            with DETOKENISE:
+                piece = stream.push(event.tokens)
             if stream.stopped:
                 self.engine.cancel(request_id)
             if event.finish is not None:

@@ -16,6 +16,7 @@ from ..core.errors import DyCokeError
 from .preprocess import resize
 from .prompt import PromptBuilder
 from .protocol import DEFAULT_FRAMES, DEFAULT_MAX_TOKENS
+from .stages import DECODE_VIDEO, PREPROCESS
 from .video import MAX_SIDE, read_video
 
 MAX_FILE_BYTES = 1 << 30  # of an encoded video
@@ -50,7 +51,8 @@ class Preparation:
         frames = self._frames(video, file, num_frames, text_only)
         visual = 0 if frames is None else self._manifest.visual_tokens(len(frames))
         try:
-            ids = self.prompts.build(text, visual)
+            with PREPROCESS:
+                ids = self.prompts.build(text, visual)
         except DyCokeError as error:
             raise DyCokeError(f"text_input: {error}") from None
         length = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
@@ -70,7 +72,8 @@ class Preparation:
         }
         if frames is not None:
             size = self._manifest.vision.image_size
-            arrays["frames"] = resize(frames, size)[None].numpy()
+            with PREPROCESS:
+                arrays["frames"] = resize(frames, size)[None].numpy()
             arrays["prompt_vocab_size"] = np.array([[visual]], np.int32)
         return arrays
 
@@ -132,7 +135,8 @@ class Preparation:
                 file = _data_uri(file)
             if len(file) > MAX_FILE_BYTES:
                 raise DyCokeError(f"{len(file)} bytes; allowed: up to {MAX_FILE_BYTES}")
-            return read_video(file, num_frames)
+            with DECODE_VIDEO:
+                return read_video(file, num_frames)
         except DyCokeError as error:
             raise DyCokeError(f"video_file_input: {error}") from None
 

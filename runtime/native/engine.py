@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,10 @@ from ...core.config import DyCokeConfig
 from ...core.errors import DyCokeError, QueueFullError
 from ...core.pool import encode_table
 from ...core.state import ReselectionState, write_context
+from ..stages import DECODE_STEP, PREFILL, QUEUE, SAMPLE
 from .blocks import BlockPool, blocks_for
 from .model import Qwen2
-from .pruning import Pruner, PruningTables, StepTrace
+from .pruning import Pruner, PruningTables, SelectionCounts, StepTrace
 from .request import Event, Request, Sequence
 from .sampling import sample
 from .steps import Lane, StepDecoder
@@ -61,9 +63,11 @@ class NativeEngine:
                 model.layout.num_blocks, self._size, model.device, config.granularity
             )
             self._tables = PruningTables(config, model.layout.num_blocks, self._size)
+        self.selection = SelectionCounts()  # only of steps on a CPU
         self._decoder = model.step_decoder(config, self._state, self.limits.max_batch)
         self._lock = threading.Condition()
         self._queue: deque[Request] = deque()
+        self._waits: dict[str, Any] = {}  # open ranges of `queue`, by request id
         self._running: list[Sequence] = []
         self._ids: set[str] = set()
         self._cancelled: set[str] = set()
@@ -84,6 +88,7 @@ class NativeEngine:
                 )
             self._ids.add(request.request_id)
             self._queue.append(request)
+            self._waits[request.request_id] = QUEUE.begin()
             self._lock.notify_all()
 
     def cancel(self, request_id: str) -> bool:
@@ -126,7 +131,8 @@ class NativeEngine:
             decoding = [s for s in self._running if s.decoding]
             self._prefill([s for s in self._running if not s.decoding])
             if decoding:
-                self._decode(decoding)
+                with DECODE_STEP:
+                    self._decode(decoding)
         except Exception:
             for sequence in self._running:
                 if sequence.finish is None:
@@ -174,6 +180,7 @@ class NativeEngine:
             dropped = [r for r in self._queue if r.request_id in cancelled]
             self._queue = deque(r for r in self._queue if r.request_id not in cancelled)
         for request in dropped:
+            QUEUE.end(self._waits.pop(request.request_id))
             self._deliver(Event(request.request_id, [], "cancelled"), request=request)
         for sequence in self._running:
             if sequence.request.request_id in cancelled:
@@ -192,6 +199,7 @@ class NativeEngine:
                 if need > self.blocks.free:
                     return
                 self._queue.popleft()
+            QUEUE.end(self._waits.pop(request.request_id))
             self._running.append(
                 Sequence(request, self.blocks.allocate(need), request.sampling.generator())
             )
@@ -203,7 +211,8 @@ class NativeEngine:
             count = min(budget, len(sequence.request.prompt) - sequence.prefilled)
             if count == 0:
                 return
-            self._prefill_chunk(sequence, count)
+            with PREFILL:
+                self._prefill_chunk(sequence, count)
             budget -= count
 
     def _prefill_chunk(self, sequence: Sequence, count: int) -> None:
@@ -247,6 +256,7 @@ class NativeEngine:
                 prompts,
                 self.model.config.layers,
                 self._tracer(sequences),
+                self.selection,
             )
         table = encode_table(blocks, self.model.config.layers).long()
         hidden = self.model.decode(self.model.embed(fed), table, lengths, pruner)
@@ -273,7 +283,9 @@ class NativeEngine:
         return lambda row, step: trace(sequences[row].request.request_id, step)
 
     def _take(self, sequence: Sequence, logits: Tensor) -> None:
-        self._append(sequence, sample(logits, sequence.request.sampling, sequence.generator))
+        with SAMPLE:
+            token = sample(logits, sequence.request.sampling, sequence.generator)
+        self._append(sequence, token)
 
     def _append(self, sequence: Sequence, token: int) -> None:
         event = sequence.append(token)

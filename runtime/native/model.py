@@ -11,6 +11,7 @@ from torch.nn.functional import rms_norm, silu
 from ...core.config import DyCokeConfig
 from ...core.pool import KEY, VALUE, PoolLayout
 from ...core.state import ReselectionState
+from ..stages import ATTENTION, SCORE, SELECT
 from .attention import DecodeContext, gather, prefill_attention, write_chunk
 from .linear import few_rows
 from .pruning import Pruner
@@ -100,12 +101,17 @@ class Qwen2:
             if pruner is not None and i == pruner.scoring_layer:
                 # Scored before this layer's own write: the fed token's key comes from the step.
                 blocks = -(-int(lengths.max()) // self.layout.tokens_per_block)
-                keys = gather(self.pool, table, i, KEY, blocks)
-                selection = pruner.select(query, key, keys, lengths)
+                with SCORE:
+                    keys = gather(self.pool, table, i, KEY, blocks)
+                    scored = pruner.score(query, key, keys, lengths)
+                with SELECT:
+                    selection = pruner.select(scored, lengths)
             if pruner is not None and i == pruner.first_pruned_layer:
                 context = DecodeContext(self.pool, *selection)
             context.write(i, key, value)
-            hidden = self._finish(layer, hidden, context.attend(i, query))
+            with ATTENTION:
+                attended = context.attend(i, query)
+            hidden = self._finish(layer, hidden, attended)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...core.config import DyCokeConfig
@@ -21,6 +24,14 @@ class Selection(NamedTuple):
     mask: Tensor | None = None  # bool [S, M * B]; None for blocks, which leave the table instead
 
 
+class Scores(NamedTuple):
+    """A step's scores, fp32 [S, T], and where they are of visual tokens, bool [S, T]."""
+
+    blocks: Tensor  # int64 [S, blocks in use]
+    visual: Tensor
+    scores: Tensor
+
+
 class StepTrace(NamedTuple):
     """What one decode step of one sequence did, for figures and debugging.
 
@@ -34,6 +45,28 @@ class StepTrace(NamedTuple):
 
 
 Trace = Callable[[int, StepTrace], None]  # called with the row in the batch
+
+
+@dataclass
+class SelectionCounts:
+    """What decode steps selected so far, over all sequences.
+
+    decisions: by gate decision (core/reselection.py); context, attended: tokens in context of
+    layers >= l, all and those attended to; seconds: scoring and selecting.
+    """
+
+    decisions: list[int] = field(default_factory=lambda: [0] * 4)
+    context: int = 0
+    attended: int = 0
+    seconds: float = 0.0
+
+    def add(self, decision: Tensor, lengths: Tensor, attended: Tensor, begun: float) -> None:
+        """One step of S sequences: int [S] each, on the CPU; begun: when it began to score."""
+        for taken in decision.tolist():
+            self.decisions[taken] += 1
+        self.context += sum(lengths.tolist())
+        self.attended += sum(attended.tolist())
+        self.seconds += time.perf_counter() - begun
 
 
 class PruningTables:
@@ -61,7 +94,10 @@ class Pruner:
         prompt_lengths: Tensor,
         layers: int,
         trace: Trace | None = None,
+        counts: SelectionCounts | None = None,
     ) -> None:
+        self._counts = counts or SelectionCounts()
+        self._begun = 0.0
         self.scoring_layer = config.scoring_layer
         self.first_pruned_layer = config.l
         self._config = config
@@ -72,13 +108,19 @@ class Pruner:
         self._layers = layers
         self._trace = trace
 
-    def select(self, query: Tensor, new_key: Tensor, keys: Tensor, lengths: Tensor) -> Selection:
-        """Scores this step and selects. query: [S, Hq, D]; new_key: [S, Hkv, D], the fed token's;
-        keys: [S, Hkv, T, D] of the scoring layer, all blocks in use; lengths: int64 [S]."""
-        config, state, size = self._config, self._state, self._state.tokens_per_block
-        blocks = self._blocks[:, : keys.shape[2] // size]
-        visual, _ = visual_positions(state, blocks, lengths, self._prompt_lengths)
+    def score(self, query: Tensor, new_key: Tensor, keys: Tensor, lengths: Tensor) -> Scores:
+        """query: [S, Hq, D]; new_key: [S, Hkv, D], the fed token's; keys: [S, Hkv, T, D] of the
+        scoring layer, all blocks in use; lengths: int64 [S]."""
+        self._begun = time.perf_counter()
+        blocks = self._blocks[:, : keys.shape[2] // self._state.tokens_per_block]
+        visual, _ = visual_positions(self._state, blocks, lengths, self._prompt_lengths)
         scores = visual_scores(query, new_key, keys.transpose(1, 2), lengths, visual)
+        return Scores(blocks, visual, scores)
+
+    def select(self, scored: Scores, lengths: Tensor) -> Selection:
+        """Gate and selection of this step; lengths: int64 [S]."""
+        blocks, visual, scores = scored
+        config, state = self._config, self._state
         sequences = (state, blocks, lengths, self._prompt_lengths, scores)
         if config.granularity == "block":
             step = reselect(
@@ -89,6 +131,7 @@ class Pruner:
                 reduce=config.block_reduce,
             )
             self._report(step.decision, step.similarity, scores, visual, step.keep)
+            self._counts.add(step.decision, lengths, step.lengths, self._begun)
             return Selection(encode_table(step.table, self._layers).long(), step.lengths)
         tokens = reselect_tokens(
             *sequences,
@@ -97,6 +140,9 @@ class Pruner:
             threshold=config.gate_threshold,
         )
         self._report(tokens.decision, tokens.similarity, scores, visual, tokens.keep)
+        inside = torch.arange(tokens.keep.shape[1]) < lengths[:, None]
+        attended = (tokens.keep & inside).sum(1)
+        self._counts.add(tokens.decision, lengths, attended, self._begun)
         table = encode_table(blocks, self._layers).long()
         return Selection(table, lengths, tokens.keep)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import urllib.error
 import urllib.request
 import uuid
@@ -148,12 +149,13 @@ def take(reply: Reply, result: Any) -> None:
 
 
 def metrics(address: str) -> dict[str, float]:
-    """Our metrics by name, outcomes as name/outcome."""
+    """Our metrics by name, with a label beside the model's as name/value."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE) as answer:
         lines = [line for line in answer.read().decode().splitlines() if line.startswith("dycoke")]
     found = {}
     for line in lines:
         name, value = line.rsplit(" ", 1)
-        outcome = name.partition('outcome="')[2].partition('"')[0]
-        found[name.partition("{")[0] + (f"/{outcome}" if outcome else "")] = float(value)
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', name))
+        labels.pop("model")
+        found["/".join([name.partition("{")[0], *labels.values()])] = float(value)
     return found

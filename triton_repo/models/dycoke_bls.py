@@ -21,6 +21,7 @@ from ...core.errors import DyCokeError
 from ...runtime import protocol as p
 from ...runtime.detokenize import TextStream
 from ...runtime.prompt import load_tokenizer
+from ...runtime.stages import DETOKENISE
 from .llm_calls import stop_generation
 from .requests import check_parameters, error_response, parameter, tensors, text_tensor
 from .sender import Sender
@@ -143,7 +144,8 @@ class TritonPythonModel:
                     before = counts.get(spec.name, 0) if spec.name == "num_output_tokens" else 0
                     counts[spec.name] = before + value
             ids = outputs["output_ids"][0, 0].tolist()
-            pieces.append(text.push([token for token in ids if token < self._text_ids]))
+            with DETOKENISE:
+                pieces.append(text.push([token for token in ids if token < self._text_ids]))
             stopped = text.stopped
             if stopped:
                 stop_generation(request_id)

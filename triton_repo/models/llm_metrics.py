@@ -1,4 +1,4 @@
-"""What the native LLM model publishes beside Triton's own metrics.
+"""What the native LLM model publishes beside Triton's own metrics; docs/metrics.md lists it.
 
 Setting a metric is a question to the server, which takes about 0.1 ms: too long for every token. So
 the scheduler only counts, and a thread of its own publishes what changed, a hundred times a second.
@@ -7,56 +7,117 @@ the scheduler only counts, and a thread of its own publishes what changed, a hun
 from __future__ import annotations
 
 import threading
-from collections import Counter
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from ...bundle.manifest import Manifest
+from ...core.reselection import FULL, RESELECT, REUSE, UNKNOWN
 from ...runtime.native.engine import NativeEngine
 from ...runtime.native.request import Event
+from .llm_request import LlmRequest
 
 PUBLISH_SECONDS = 0.01
-_OUTCOMES = ("end", "stop", "length", "cancelled", "failed")
+_OUTCOMES = ("end", "stop", "length", "cancelled", "failed", "refused")
+_DECISIONS = {FULL: "full", REUSE: "reuse", RESELECT: "reselect", UNKNOWN: "unknown"}
+_FIRST_TOKEN_BUCKETS = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]  # seconds
 
 
 class LlmMetrics:
-    """Gauges and counters of one engine, all labelled with the model's name."""
+    """Metrics of one engine, all labelled with the model's name."""
 
-    def __init__(self, model: str, engine: NativeEngine) -> None:
+    def __init__(self, model: str, engine: NativeEngine, manifest: Manifest) -> None:
         self._engine = engine
         self._families: list[pb_utils.MetricFamily] = []  # a metric dies with its family
         self._labels = {"model": model}
         kind = pb_utils.MetricFamily
         total = self._metric("dycoke_kv_blocks", "KV blocks of the pool", kind.GAUGE)
         total.set(engine.blocks.num_blocks)
-        outcomes = self._family("dycoke_requests_total", "Requests that ended", kind.COUNTER)
+        self._first = self._metric(
+            "dycoke_time_to_first_token_seconds",
+            "From arrival at the LLM step to its first token",
+            kind.HISTOGRAM,
+            buckets=_FIRST_TOKEN_BUCKETS,
+        )
+        # What TTM was given, by what it kept.
+        self._before = {
+            manifest.visual_tokens(frames): frames * manifest.vision.tokens_per_frame
+            for frames in range(4, manifest.vision.max_frames + 1, 4)
+        }
         # Gauges come last: who sees that the pool is empty sees what emptied it too.
         self._metrics = {
             "steps": self._metric("dycoke_steps_total", "Steps of the scheduler", kind.COUNTER),
             "tokens": self._metric("dycoke_tokens_total", "Tokens generated", kind.COUNTER),
-            **{
-                outcome: outcomes.Metric(labels={**self._labels, "outcome": outcome})
-                for outcome in _OUTCOMES
-            },
+            **self._labelled("dycoke_requests_total", "Requests that ended", "outcome", _OUTCOMES),
+            **self._labelled(
+                "dycoke_visual_tokens_total", "Visual tokens around TTM", "state", ("in", "kept")
+            ),
+            **self._labelled(
+                "dycoke_gate_decisions_total", "Gate decisions", "decision", _DECISIONS.values()
+            ),
+            **self._labelled(
+                "dycoke_context_tokens_total",
+                "Tokens in context of decode steps in layers >= L, and those attended to",
+                "state",
+                ("all", "attended"),
+            ),
+            "selecting": self._metric(
+                "dycoke_selection_seconds_total", "Time of scoring and selecting", kind.COUNTER
+            ),
+            "running": self._metric("dycoke_requests_running", "Requests admitted", kind.GAUGE),
             "waiting": self._metric("dycoke_requests_waiting", "Requests in line", kind.GAUGE),
             "used": self._metric("dycoke_kv_blocks_used", "KV blocks in use", kind.GAUGE),
         }
         self._lock = threading.Lock()
-        self._values: Counter[str] = Counter()
+        self._values: dict[str, float] = defaultdict(float)
+        self._firsts: list[float] = []  # seconds, not published yet
         self._changed = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._publish, name="metrics", daemon=True)
         self._thread.start()
 
-    def count(self, event: Event) -> None:
+    def follow(self, request: LlmRequest) -> Callable[[Event], None]:
+        """Counts a request that is about to be queued; returns what counts its events."""
+        arrived: float | None = time.perf_counter()
+        if request.embeddings is not None:
+            kept = len(request.embeddings)
+            with self._lock:
+                self._values["kept"] += kept
+                # A client of this step alone may send a table that no TTM made.
+                self._values["in"] += self._before.get(kept, kept)
+
+        def count(event: Event) -> None:
+            nonlocal arrived
+            with self._lock:
+                if event.tokens and arrived is not None:
+                    self._firsts.append(time.perf_counter() - arrived)
+                    arrived = None
+                self._values["tokens"] += len(event.tokens)
+                if event.finish is not None:
+                    self._values[event.finish] += 1
+
+        return count
+
+    def refused(self) -> None:
+        """A request that was answered with an error at once."""
         with self._lock:
-            self._values["tokens"] += len(event.tokens)
-            if event.finish is not None:
-                self._values[event.finish] += 1
+            self._values["refused"] += 1
+        self._changed.set()
 
     def after_step(self) -> None:
         with self._lock:
             self._values["steps"] += 1
             self._values["waiting"] = self._engine.waiting()
+            self._values["running"] = self._engine.in_flight() - self._values["waiting"]
+            selection = self._engine.selection
+            for decision, name in _DECISIONS.items():
+                self._values[name] = selection.decisions[decision]
+            self._values["all"] = selection.context
+            self._values["attended"] = selection.attended
+            self._values["selecting"] = selection.seconds
             self._values["used"] = self._engine.blocks.num_blocks - self._engine.blocks.free
         self._changed.set()
 
@@ -67,7 +128,7 @@ class LlmMetrics:
         self._thread.join()
 
     def _publish(self) -> None:
-        published: Counter[str] = Counter()
+        published: dict[str, float] = defaultdict(float)
         while not self._stopping.wait(PUBLISH_SECONDS):
             self._changed.wait()
             if self._stopping.is_set():
@@ -75,14 +136,24 @@ class LlmMetrics:
             self._changed.clear()
             with self._lock:
                 values = self._values.copy()
+                firsts, self._firsts = self._firsts, []
+            for seconds in firsts:
+                self._first.observe(seconds)
             for name, metric in self._metrics.items():
                 # Gauges are changed by differences too, so that all are alike.
                 if change := values[name] - published[name]:
                     metric.increment(change)
             published = values
 
-    def _metric(self, name: str, description: str, kind: object) -> pb_utils.Metric:
-        return self._family(name, description, kind).Metric(labels=self._labels)
+    def _metric(self, name: str, description: str, kind: object, **options: Any) -> Any:
+        return self._family(name, description, kind).Metric(labels=self._labels, **options)
+
+    def _labelled(
+        self, name: str, description: str, label: str, values: Iterable[str]
+    ) -> dict[str, Any]:
+        """A counter for each value of a label, by that value."""
+        family = self._family(name, description, pb_utils.MetricFamily.COUNTER)
+        return {value: family.Metric(labels={**self._labels, label: value}) for value in values}
 
     def _family(self, name: str, description: str, kind: object) -> pb_utils.MetricFamily:
         family = pb_utils.MetricFamily(name=name, description=description, kind=kind)

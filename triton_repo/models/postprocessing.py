@@ -17,6 +17,7 @@ from ...bundle.files import open_bundle
 from ...runtime.detokenize import TextStreams
 from ...runtime.prompt import load_tokenizer
 from ...runtime.protocol import TOKEN_COUNTS
+from ...runtime.stages import DETOKENISE
 from .llm_calls import stop_generation
 from .requests import array, error_response, parameter, scalar, tensors, text_tensor
 
@@ -51,4 +52,5 @@ class TritonPythonModel:
         tokens = [token for token in ids[0, 0, :length].tolist() if token < self._text_ids]
         # TensorRT-LLM's backend sends no marks.
         first = bool(scalar(request, "is_first"))
-        return self._streams.push(name, tokens, first=first, final=final)
+        with DETOKENISE:
+            return self._streams.push(name, tokens, first=first, final=final)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from ...bundle.files import open_bundle
 from ...runtime.native.load import load_built_engine
 from ...runtime.native.request import Event, Request
 from .llm_metrics import LlmMetrics
@@ -79,8 +80,9 @@ class Stream:
 
 class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
-        self._engine = load_built_engine(Path(parameter(args, "bundle")), parameter(args, "build"))
-        self._metrics = LlmMetrics(args["model_name"], self._engine)
+        bundle = Path(parameter(args, "bundle"))
+        self._engine = load_built_engine(bundle, parameter(args, "build"))
+        self._metrics = LlmMetrics(args["model_name"], self._engine, open_bundle(bundle))
         self._lock = threading.Lock()
         self._streams: deque[Stream] = deque()  # in flight, in the order to look at
         self._outbox: SimpleQueue[Stream | None] = SimpleQueue()
@@ -98,6 +100,7 @@ class TritonPythonModel:
             try:
                 self._accept(request, sender)
             except Exception as error:
+                self._metrics.refused()
                 sender.send(error_response(error), final=True)
 
     def finalize(self) -> None:
@@ -116,11 +119,12 @@ class TritonPythonModel:
             return
         wanted = read_llm_request(request)
         stream = Stream(wanted, sender)
+        count = self._metrics.follow(wanted)
 
         def on_event(event: Event) -> None:
             if stream.add(event):
                 self._outbox.put(stream)
-            self._metrics.count(event)
+            count(event)
 
         self._engine.submit(
             Request(

@@ -10,6 +10,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from ...bundle.files import open_bundle
+from ...runtime.stages import VISION
 from ...runtime.vision import OnnxVision
 from .requests import array, check_parameters, error_response, parameter, tensors
 
@@ -29,7 +30,8 @@ class TritonPythonModel:
             frames = array(request, "frames")
             assert frames is not None  # Triton refuses a request without it
             self._manifest.visual_tokens(frames.shape[1])  # refuses a wrong number of frames
-            embeds = self._vision(torch.from_numpy(frames))
+            with VISION:
+                embeds = self._vision(torch.from_numpy(frames))
             return pb_utils.InferenceResponse(tensors({"visual_embeds": embeds.numpy()}))
         except Exception as error:
             return error_response(error)

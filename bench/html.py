@@ -1,0 +1,55 @@
+"""Reports as one HTML file that needs nothing else: light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+_STYLE = """
+:root { color-scheme: light dark; --back: #fff; --text: #1d2126; --dim: #5c6570; --line: #dde1e6;
+  --lane: #f1f3f5; }
+@media (prefers-color-scheme: dark) { :root { --back: #15181c; --text: #e6e9ed; --dim: #9aa4b0;
+  --line: #30363d; --lane: #1f242a; } }
+body { margin: 0 auto; max-width: 62rem; padding: 1rem; background: var(--back);
+  color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.35rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+p { color: var(--dim); }
+.figures { display: flex; flex-wrap: wrap; gap: .5rem 2rem; padding: 0; list-style: none; }
+.figures li { color: var(--dim); } .figures b { display: block; color: var(--text);
+  font-size: 1.3rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+th { color: var(--dim); font-weight: 500; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.lanes { display: grid; grid-template-columns: max-content 1fr; gap: .3rem .7rem;
+  align-items: center; font-size: .85rem; }
+.lane { position: relative; height: 1.1rem; background: var(--lane); border-radius: 3px;
+  overflow: hidden; }
+.lane i { position: absolute; top: 0; bottom: 0; min-width: 1px; }
+.bars { display: flex; align-items: flex-end; gap: 1px; height: 8rem; background: var(--lane);
+  border-radius: 3px; }
+.bars i { flex: 1; min-width: 1px; }
+.axis { display: flex; justify-content: space-between; color: var(--dim); font-size: .8rem; }
+.axis b { font-weight: 400; }
+"""
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A whole page; parts: HTML below the heading."""
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Scrolls sideways where it is wider than the screen; the first column is text."""
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    return f'<div class="scroll"><table><tr>{cells}</tr>{"".join(lines)}</table></div>'

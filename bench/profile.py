@@ -1,0 +1,170 @@
+"""One profile: runs the profiled program in a process of its own and puts a report together."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..bundle.files import open_bundle
+from ..bundle.manifest import Manifest
+from ..bundle.record import read_record
+from ..core.dims import PRESETS, LlmDims, ModelDims, VisionDims
+from ..core.errors import DyCokeError
+from ..core.floors import Workload, floors
+from ..core.gpus import Gpu
+from ..runtime.stages import DECODE_STEP, PREFILL, VISION
+from .machine import machine
+from .profile_nsys import Nsys
+from .profile_page import page
+from .profile_run import Plan
+from .profile_summary import summarise
+from .profile_trace import Trace, read_nsys, read_torch
+
+_PLAN = "plan.json"
+_TIMEOUT = 1800.0  # seconds for the whole profiled program
+
+
+def profile(
+    plan: Plan,
+    folder: Path,
+    *,
+    nsys: Nsys | None,
+    gpu: Gpu | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Writes report.nsys-rep (or trace.json.gz), summary.json and report.html; returns the summary.
+
+    nsys: None takes torch.profiler, which sees one process and so not a server. gpu: what floors
+    are for. say: is told when a recording had to be done the second way.
+    Raises DyCokeError for what a user can mend.
+    """
+    manifest = open_bundle(Path(plan.bundle))
+    manifest.visual_tokens(plan.frames)  # refuses a wrong number before the long part
+    if not Path(plan.video).is_file():
+        raise DyCokeError(f"{plan.video}: no such file")
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = replace(
+        plan,
+        answers=str((folder / "answers.json").resolve()),
+        trace=str((folder / "trace.json.gz").resolve()),
+    )
+    files: list[str] = []
+    if nsys is not None:
+        try:
+            trace, report = _with_nsys(nsys, plan, folder)
+            files.append(report.name)
+        except DyCokeError as error:
+            if plan.mode == "server":
+                raise
+            say(f"nsys: {error}; recording with torch.profiler instead")
+            nsys = None
+    if nsys is None:
+        if plan.mode == "server":
+            raise DyCokeError("a server is several processes: only nsys records them")
+        trace = _with_torch(replace(plan, source="torch"), folder)
+        files.append(Path(plan.trace).name)
+    answers = json.loads(Path(plan.answers).read_text())
+    Path(plan.answers).unlink()
+    (folder / _PLAN).unlink()
+    bounds = stage_floors(plan, manifest, gpu, answers[-1], _block_size(plan)) if gpu else None
+    summary = {
+        **summarise(trace, bounds),
+        "answers": answers,
+        "plan": {k: v for k, v in asdict(plan).items() if k not in ("answers", "trace", "source")},
+        "gpu_of_floors": gpu.name if gpu else None,
+        "machine": machine("dycoke-trt", "torch", "onnxruntime", "nvtx"),
+        "nsys": nsys.version() if nsys else None,
+        "files": [*files, "summary.json", "report.html"],
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (folder / "report.html").write_text(page(summary))
+    return summary
+
+
+def _with_nsys(nsys: Nsys, plan: Plan, folder: Path) -> tuple[Trace, Path]:
+    stem = folder.resolve() / "report"
+    for old in folder.glob("report.*"):  # an old one must not stand in for a failed recording
+        old.unlink()
+    nsys.record(
+        _program(plan, folder), stem, cuda=plan.device != "cpu", environment={}, timeout=_TIMEOUT
+    )
+    report = nsys.report(stem)
+    database = nsys.export(report)
+    trace = read_nsys(database)
+    database.unlink()
+    return trace, report
+
+
+def _with_torch(plan: Plan, folder: Path) -> Trace:
+    try:
+        done = subprocess.run(
+            _program(plan, folder), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=_TIMEOUT, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise DyCokeError(f"the profiled program was not done after {_TIMEOUT:.0f} s") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise DyCokeError(f"the profiled program failed: {lines[-1].removeprefix('error: ')}")
+    return read_torch(Path(plan.trace))
+
+
+def _program(plan: Plan, folder: Path) -> list[str]:
+    path = folder.resolve() / _PLAN
+    path.write_text(json.dumps(asdict(plan), indent=1) + "\n")
+    return [sys.executable, "-m", "dycoke_trt.bench.profile_run", str(path)]
+
+
+def _block_size(plan: Plan) -> int:
+    """Tokens per KV block, as the profiled program took it."""
+    bundle = Path(plan.bundle)
+    if plan.device != "cpu":
+        return 16  # the default of Pipeline
+    return read_record(bundle / "engines" / "cpu", open_bundle(bundle), bundle).tokens_per_block
+
+
+def stage_floors(
+    plan: Plan, manifest: Manifest, gpu: Gpu, answer: dict[str, Any], tokens_per_block: int
+) -> dict[str, float]:
+    """Least seconds by stage, as `dycoke floors` counts them for this prompt and answer.
+
+    The vision floor needs the tower's dimensions, which are known of published checkpoints only.
+    """
+    llm = manifest.llm
+    model = next(
+        (
+            dims for dims in PRESETS.values()
+            if (dims.llm.layers, dims.llm.hidden, dims.llm.heads, dims.llm.vocab)
+            == (llm.layers, llm.hidden, llm.heads, llm.vocab)
+        ),
+        None,
+    )  # fmt: skip
+    known = model is not None
+    if model is None:
+        layout = json.loads((Path(plan.bundle) / "llm" / "config.json").read_text())
+        dims = LlmDims(
+            llm.layers, llm.hidden, layout["intermediate_size"], llm.heads, llm.kv_heads,
+            llm.head_dim, llm.vocab, False,
+        )  # fmt: skip
+        side = 2 * math.isqrt(manifest.vision.tokens_per_frame)
+        model = ModelDims("bundle", dims, VisionDims(patches_per_side=side))
+    text = answer["prompt_tokens"] - manifest.visual_tokens(plan.frames)
+    workload = Workload(
+        frames=plan.frames,
+        text=text,
+        generated=answer["tokens"] // 2,  # in context on average
+        span_start=min(manifest.template.span_start, text),
+        tokens_per_block=tokens_per_block,
+    )
+    found = floors(model, gpu, manifest.config, workload)
+    by_name = {floor.stage: floor.seconds for floor in found.stages}
+    known_floors = {PREFILL.name: by_name["prefill"], DECODE_STEP.name: by_name["decode step"]}
+    if known:
+        known_floors[VISION.name] = by_name["vision"] + by_name["ttm"]
+    return known_floors

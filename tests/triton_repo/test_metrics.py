@@ -1,0 +1,70 @@
+"""The LLM step's metrics on a real server, against what the requests did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, make_sample
+from dycoke_trt.runtime.protocol import ENSEMBLE
+from dycoke_trt.tests.triton_repo.conftest import CONFIG, Server
+from dycoke_trt.tests.triton_repo.streams import ask, metrics
+from dycoke_trt.tests.triton_repo.test_ensemble import question
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def decided(found: dict[str, float]) -> float:
+    return sum(v for name, v in found.items() if name.startswith("dycoke_gate_decisions_total/"))
+
+
+def after_decisions(server: Server, count: float) -> dict[str, float]:
+    """The metrics once so many decisions are published, which follows the last response."""
+    for _ in range(2000):
+        found = metrics(server.metrics)
+        if decided(found) >= count and found["dycoke_requests_running"] == 0:
+            return found
+    raise AssertionError(f"{decided(found)} of {count} decisions")
+
+
+def test_metrics_say_what_a_request_did(server: Server) -> None:
+    before = metrics(server.metrics)
+    asked = question(make_sample(HELD_OUT_SEEDS[0]), return_num_output_tokens=True)
+    reply = ask(server.grpc, ENSEMBLE, asked)
+    # One decision per decode step: the first token comes from the prefill, the last is the end.
+    wanted = decided(before) + reply.output_tokens
+    after = after_decisions(server, wanted)
+    assert decided(after) == wanted
+    grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
+
+    manifest = server.pipeline.manifest
+    assert grown["dycoke_visual_tokens_total/in"] == 16 * manifest.vision.tokens_per_frame
+    assert grown["dycoke_visual_tokens_total/kept"] == manifest.visual_tokens(16)
+    assert grown["dycoke_requests_total/end"] == 1
+    assert grown["dycoke_tokens_total"] == reply.output_tokens
+    share = grown["dycoke_context_tokens_total/attended"] / grown["dycoke_context_tokens_total/all"]
+    assert 1 - CONFIG.p < share < 1  # text is always attended to
+    assert grown["dycoke_selection_seconds_total"] > 0
+    assert grown["dycoke_time_to_first_token_seconds_count"] == 1
+    assert after["dycoke_requests_running"] == after["dycoke_requests_waiting"] == 0
+
+
+def test_refusals_are_counted(server: Server) -> None:
+    before = metrics(server.metrics)["dycoke_requests_total/refused"]
+    asked = question(make_sample(HELD_OUT_SEEDS[0]), max_tokens=1_000_000)
+    reply = ask(server.grpc, ENSEMBLE, asked)
+    assert reply.error
+    assert metrics(server.metrics)["dycoke_requests_total/refused"] == before + 1
+
+
+def test_page_and_dashboard_name_what_the_server_has(server: Server) -> None:
+    found = {name.partition("/")[0] for name in metrics(server.metrics) if "dycoke_" in name}
+    families = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
+                for name in found}  # fmt: skip
+    page = (DOCS / "metrics.md").read_text()
+    assert {name for name in families if f"`{name}`" not in page} == set()
+    dashboard = json.loads((DOCS / "grafana.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert queries
+    for query in queries:
+        assert any(name in query for name in families), query
