@@ -14,7 +14,7 @@ from ..core.state import ReselectionState, write_context
 from ..kernels.attention import AttentionWorkspace, paged_attention, splits_for
 from ..kernels.fused import add_norm, swiglu
 from ..kernels.rotary import rotary, rotary_table
-from ..kernels.score import MOST_SPLITS, ScoreWorkspace, score_logits
+from ..kernels.score import MOST_SPLITS, ScoreWorkspace, reduce_scores, score_logits
 from ..kernels.select import SelectionOutput, select
 from .gpu_rates import CUDA, DEVICE, seconds
 
@@ -22,9 +22,13 @@ from .gpu_rates import CUDA, DEVICE, seconds
 def time_kernels(
     dims: LlmDims, context: int, batch: int, block: int, read_rate: float, dtype: torch.dtype
 ) -> Iterator[dict[str, Any]]:
-    """One row per kernel: microseconds, floor, ratio. Caches are cold: every launch of a series is
-    on another layer's KV, several times the size of a cache at the larger batches."""
-    layers = min(dims.layers, 8)
+    """One row per kernel: microseconds, floor, ratio.
+
+    Caches are cold: a series of launches walks through the KV of all layers. "score alone" and the
+    row after it are the two halves of the second launch, as tensor parallelism needs them: they
+    show what fusing saves, or costs.
+    """
+    layers = dims.layers
     width = -(-context // block)
     layout = PoolLayout(batch * width, layers, dims.kv_heads, block, dims.head_dim)
     pool = torch.randn(layout.shape, device=DEVICE, dtype=dtype)
@@ -41,6 +45,7 @@ def time_kernels(
     attention = AttentionWorkspace(batch, dims.heads, dim, splits, DEVICE)
     scores = ScoreWorkspace.allocate(batch, dims.heads, width, block, splits, DEVICE)
     selection = SelectionOutput.allocate(batch, width, DEVICE)
+    shares = torch.zeros(batch, width * block, device=DEVICE)
     state = ReselectionState.allocate(layout.num_blocks, block, DEVICE)
     visual = torch.zeros(batch, width * block, dtype=torch.bool, device=DEVICE)
     visual[:, 14 : context - 60] = True
@@ -72,6 +77,17 @@ def time_kernels(
                 mode="always", padding=False,
             ),
             logits + 9 * batch * context + 16 * batch * width,
+        ),
+        "score alone": (
+            lambda _: reduce_scores(scores, lengths, shares),
+            logits + 4 * batch * width * block,
+        ),
+        "gate, select, compact": (
+            lambda _: select(
+                state, table, lengths, prompts, scores, keep, selection, layers=layers,
+                mode="always", padding=False, scores=shares,
+            ),
+            13 * batch * context + 16 * batch * width,
         ),
         "rotary and KV write": (
             lambda layer: rotary(

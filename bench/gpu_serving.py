@@ -127,7 +127,7 @@ def serve(
         torch.cuda.reset_peak_memory_stats()
     blocks = batch * blocks_for(prompt_length + tokens, block)
     model = DeviceQwen2(llm, weights, blocks, block)
-    engine = NativeEngine(model, config, EngineLimits(max_batch=batch, prefill_chunk=8192))
+    engine = NativeEngine(model, config, EngineLimits(max_batch=batch, prefill_chunk=prompt_length))
     decoder = engine._decoder
     assert isinstance(decoder, GraphDecoder)
     video = torch.randn(visual, llm.hidden, device=DEVICE, dtype=llm.dtype) * 0.02

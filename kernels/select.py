@@ -185,10 +185,11 @@ def select_kernel(
 
 
 def select_constants(heads: int, tokens_per_block: int, *, fused: bool) -> dict[str, int]:
-    """Scored at a time: 256 tokens, or one block."""
+    """Scored at a time: 256 tokens where every head's logits are read, else 1024."""
+    tokens = 256 if fused else 1024
     return {
         "HEADS": heads, "HEADS_PAD": padded(heads), "SPLITS_PAD": MOST_SPLITS,
-        "BLOCK": tokens_per_block, "TILE_BLOCKS": max(1, 256 // tokens_per_block),
+        "BLOCK": tokens_per_block, "TILE_BLOCKS": max(1, tokens // tokens_per_block),
         "COLUMNS": COLUMNS, "FUSED": fused,
     }  # fmt: skip
 

@@ -72,13 +72,7 @@ class Pipeline:
                 f"k={baked.k}, ttm={baked.ttm!r}; export again with the other values"
             )
         self.prompts = PromptBuilder(bundle, self.manifest)
-        self.vision: Vision
-        if device == "cpu":
-            self.vision = OnnxVision(bundle)
-        else:
-            from .vision_torch import TorchVision
-
-            self.vision = TorchVision.from_bundle(bundle, device)
+        self.vision: Vision = _vision(bundle, device)
         self._steps: dict[str, list[StepTrace]] = {}
         self.engine = load_engine(
             bundle,
@@ -180,3 +174,11 @@ class Pipeline:
     def _keep_trace(self, request_id: str, step: StepTrace) -> None:
         if request_id in self._steps:
             self._steps[request_id].append(step)
+
+
+def _vision(bundle: Path, device: str) -> Vision:
+    if device == "cpu":
+        return OnnxVision(bundle)
+    from .vision_torch import TorchVision
+
+    return TorchVision.from_bundle(bundle, device)

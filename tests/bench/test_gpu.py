@@ -19,7 +19,8 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     (model,) = report["models"]
     assert {row["kernel"] for row in model["kernels"]} == {
         "attention (K and V)", "score: logits and statistics", "score, gate, select, compact",
-        "rotary and KV write", "residual and RMSNorm", "SwiGLU",
+        "score alone", "gate, select, compact", "rotary and KV write", "residual and RMSNorm",
+        "SwiGLU",
     }  # fmt: skip
     rows = {row["setting"]: row for row in model["serving"]}
     assert {"full", "TTM + DP, B=16", "transformers, full"} <= set(rows)

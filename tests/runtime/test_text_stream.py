@@ -81,6 +81,18 @@ def test_a_stop_word_may_span_tokens_and_begin_anywhere(tokenizer: Tokenizer) ->
         TextStream(tokenizer, [""])
 
 
+def test_pending_says_whether_text_is_held(tokenizer: Tokenizer) -> None:
+    stream = TextStream(tokenizer, ["stop"])
+    character = tokenizer.encode("é").ids
+    pending = [stream.pending]
+    for ids in (character[:1], character[1:], tokenizer.encode("st").ids):
+        stream.push(ids)
+        pending.append(stream.pending)
+    assert pending == [False, True, False, True]
+    assert stream.flush() == "st"
+    assert stream.pending is False
+
+
 def test_streams_without_marks_keep_only_incomplete_characters(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("aé", add_special_tokens=False).ids
     streams = TextStreams(tokenizer, most=3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -45,11 +47,11 @@ def until(condition: Callable[[], bool]) -> None:
         assert time.monotonic() < deadline
 
 
-def video_question() -> list[Any]:
+def video_question(max_tokens: int = LONG) -> list[Any]:
     inputs = {
         "text_input": "What?",
         "video_bytes_input": np.zeros((1, 8, 32, 32, 3), np.uint8),
-        "max_tokens": LONG,
+        "max_tokens": max_tokens,
         "stream": True,
     }
     return [tensor(name, value) for name, value in inputs.items()]
@@ -65,9 +67,15 @@ def llm_question() -> list[Any]:
     ]
 
 
-def steps_to_freedom(server: RunningServer) -> float:
+def steps_now(server: RunningServer) -> float:
+    """The count of steps at the moment when it is published, which is not after every step."""
+    seen = metrics(server.metrics)["dycoke_steps_total"]
+    until(lambda: metrics(server.metrics)["dycoke_steps_total"] != seen)
+    return metrics(server.metrics)["dycoke_steps_total"]
+
+
+def steps_to_freedom(server: RunningServer, before: float) -> float:
     """Steps until the pool is empty; the scheduler does not step while nothing is in flight."""
-    before = metrics(server.metrics)["dycoke_steps_total"]
     until(lambda: metrics(server.metrics)["dycoke_kv_blocks_used"] == 0)
     return metrics(server.metrics)["dycoke_steps_total"] - before
 
@@ -81,8 +89,9 @@ def test_a_cancelled_stream_frees_its_blocks(slow: RunningServer, model: str) ->
             _, _, error = next(stream.replies())
             assert error is None
         assert metrics(slow.metrics)["dycoke_kv_blocks_used"] > 0
+        before = steps_now(slow)
         stream.cancel()
-        assert steps_to_freedom(slow) <= STEPS
+        assert steps_to_freedom(slow, before) <= STEPS
     assert metrics(slow.metrics)["dycoke_requests_total/cancelled"] == ended + 1
 
 
@@ -94,11 +103,12 @@ def test_stop_with_the_same_id_ends_a_stream(slow: RunningServer) -> None:
         _, result, error = next(replies)
         assert error is None
         stop = [t for t in llm_question() if t.name() != "input_ids"]
+        before = steps_now(slow)
         other.send(LLM, name, [*stop, tensor("stop", True, "BOOL")])
         _, stopped, error = next(other.replies())
         assert error is None
         assert stopped.get_response().parameters["triton_final_response"].bool_param
-        assert steps_to_freedom(slow) <= STEPS
+        assert steps_to_freedom(slow, before) <= STEPS
         reply = Reply()
         while not reply.finals:
             take(reply, result)
@@ -152,3 +162,34 @@ def test_a_waiting_request_is_cancelled_too(slow: RunningServer) -> None:
         assert metrics(slow.metrics)["dycoke_kv_blocks_used"] > 0
         busy.cancel()
         until(lambda: metrics(slow.metrics)["dycoke_kv_blocks_used"] == 0)
+
+
+KILLED_CLIENT = """
+import sys
+from dycoke_trt.tests.triton_repo.streams import connection
+from dycoke_trt.tests.triton_repo.test_cancel import video_question
+with connection(sys.argv[1]) as stream:
+    stream.send(sys.argv[2], "killed", video_question(200))
+    next(stream.replies())
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("model", [ENSEMBLE, BLS])
+def test_blocks_of_a_killed_client_are_free_when_its_answer_ends(
+    slow: RunningServer, model: str
+) -> None:
+    """No cancellation arrives from it, so its answer may run to its end, but not longer."""
+    command = [sys.executable, "-c", KILLED_CLIENT, slow.grpc, model]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "begun\n"
+        before = metrics(slow.metrics)
+        client.kill()
+    until(lambda: metrics(slow.metrics)["dycoke_kv_blocks_used"] == 0)
+    after = metrics(slow.metrics)
+    assert after["dycoke_tokens_total"] - before["dycoke_tokens_total"] <= 200
+    ended = "dycoke_requests_total/length", "dycoke_requests_total/cancelled"
+    assert sum(after[name] - before[name] for name in ended) == 1

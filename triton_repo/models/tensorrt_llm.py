@@ -105,6 +105,7 @@ class TritonPythonModel:
         self._threads[0].join()
         self._outbox.put(None)
         self._threads[1].join()
+        self._metrics.close()
 
     def _accept(self, request: Any, sender: Sender) -> None:
         check_parameters(request)

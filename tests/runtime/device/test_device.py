@@ -127,6 +127,14 @@ def test_unused_lanes_change_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_buckets_are_powers_of_two_up_to_the_batch() -> None:
+    decoder = tiny_engine("device", CONFIGS["reuse"], [], 2048)._decoder
+    assert isinstance(decoder, GraphDecoder)
+    decoder.graphs, decoder.max_batch = False, 6
+    decoder.prepare(6, 9)
+    assert sorted(decoder._buckets) == [(1, 16), (2, 16), (4, 16), (6, 16)]
+
+
 def test_token_granularity_is_refused() -> None:
     config = DyCokeConfig(l=2, p=0.5, granularity="token")
     with pytest.raises(DyCokeError, match="granularity='token' runs on a CPU only"):

@@ -1,0 +1,112 @@
+"""The generated model repository, and the command that writes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.runtime import protocol as p
+from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
+from dycoke_trt.triton_repo.model_config import ModelConfig
+from dycoke_trt.triton_repo.repository import parse_version, write_repository
+
+CONFIG = DyCokeConfig(k=0.5, l=2, p=0.5)
+MODELS = {p.PREPROCESSING, p.VISION, p.LLM, p.POSTPROCESSING, p.ENSEMBLE, p.BLS}
+
+
+def config_of(repository: Path, model: str) -> str:
+    return (repository / model / "config.pbtxt").read_text()
+
+
+def test_models_and_shims(tmp_path: Path) -> None:
+    bundle = demo_bundle(CONFIG)
+    repository = write_repository(bundle, tmp_path / "models", bundle_path=Path("/mnt/b"))
+    assert {path.name for path in repository.iterdir() if path.is_dir()} == MODELS
+    for model in MODELS:
+        assert (repository / model / "1").is_dir()
+        assert config_of(repository, model).startswith(f'name: "{model}"\n')
+        assert (repository / model / "1" / "model.py").is_file() == (model != p.ENSEMBLE)
+    assert 'string_value: "/mnt/b"' in config_of(repository, p.LLM)
+    assert str(bundle) not in config_of(repository, p.LLM)
+
+
+def test_visual_tokens_are_shown_to_clients(tmp_path: Path) -> None:
+    repository = write_repository(demo_bundle(CONFIG), tmp_path / "models")
+    line = next(x for x in config_of(repository, p.ENSEMBLE).splitlines() if '"visual_tokens"' in x)
+    literal = line.partition("string_value: ")[2].removesuffix(" } }")
+    table = json.loads(json.loads(literal))
+    assert table["16"] == 361
+    assert list(table) == [str(frames) for frames in range(4, 33, 4)]
+
+
+@pytest.mark.parametrize(
+    ("version", "written"), [("2.51.0", False), ("2.63.0", False), ("2.64.0", True), ("3.0", True)]
+)
+def test_fields_newer_than_the_server_are_left_out(
+    tmp_path: Path, version: str, written: bool
+) -> None:
+    repository = write_repository(demo_bundle(CONFIG), tmp_path / "m", triton_version=version)
+    assert ("max_inflight_requests" in config_of(repository, p.ENSEMBLE)) == written
+
+
+def test_what_postprocessing_takes_comes_from_the_llm_step_alone(tmp_path: Path) -> None:
+    """The server refuses to combine tensors of a decoupled step with others."""
+    repository = write_repository(demo_bundle(CONFIG), tmp_path / "models")
+    steps = config_of(repository, p.ENSEMBLE).split("  step [")[1:]
+    maps = {}
+    for step in steps:
+        name = step.partition('model_name: "')[2].partition('"')[0]
+        values = {
+            kind: {
+                line.partition('value: "')[2].partition('"')[0]
+                for line in step.splitlines()
+                if kind in line
+            }
+            for kind in ("input_map", "output_map")
+        }
+        maps[name] = values
+    assert maps[p.POSTPROCESSING]["input_map"] <= maps[p.LLM]["output_map"]
+    made = set().union(*(step["output_map"] for step in maps.values()))
+    used = set().union(*(step["input_map"] for step in maps.values()))
+    inside = {name for name in made if name.startswith("_")}
+    assert inside <= used  # a tensor that no step uses is refused when the server loads
+
+
+def test_a_repository_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    bundle, target = demo_bundle(CONFIG), tmp_path / "models"
+    write_repository(bundle, target)
+    (target / "stale").mkdir()
+    write_repository(bundle, target)
+    assert not (target / "stale").exists()
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "cat.jpg").touch()
+    with pytest.raises(DyCokeError, match="no model repository"):
+        write_repository(bundle, other)
+    assert (other / "cat.jpg").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("version", ["", "2", "2.51.0.1", "new", "2.x"])
+def test_versions_that_are_none(version: str) -> None:
+    with pytest.raises(DyCokeError, match="allowed"):
+        parse_version(version)
+
+
+def test_values_are_quoted() -> None:
+    text = ModelConfig("m", (), (), parameters={"bundle": '/a "b" \\ c'}).text()
+    assert 'string_value: "/a \\"b\\" \\\\ c"' in text
+
+
+def test_the_command(tmp_path: Path) -> None:
+    done = dycoke("repo", demo_bundle(CONFIG), "-o", tmp_path / "models")
+    assert done.returncode == 0, done.stderr
+    assert f"tritonserver --model-repository={tmp_path / 'models'}" in done.stdout
+    assert_one_line(dycoke("repo", tmp_path, "-o", tmp_path / "x"), "bundle.json", "dycoke export")
+    assert_one_line(
+        dycoke("repo", demo_bundle(CONFIG), "-o", tmp_path / "x", "--triton-version", "new"),
+        "'new'",
+    )
