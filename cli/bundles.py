@@ -66,6 +66,10 @@ def verify(
     source: Annotated[
         Path | None, typer.Option("--source", help="The checkpoint it was exported from.")
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="Also the engines of this target, on its GPU."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every byte of a bundle, and with --source its numbers against the source model."""
@@ -74,9 +78,11 @@ def verify(
     from rich.console import Console
     from rich.table import Table
 
-    from ..verify.run import verify_bundle
+    from ..verify.run import verify_bundle, verify_engines
 
     checks = list(verify_bundle(bundle, source))
+    if target is not None:
+        checks += verify_engines(bundle, target)
     failed = [check for check in checks if not check.passed]
     if as_json:
         typer.echo(json.dumps([check._asdict() for check in checks], indent=2))

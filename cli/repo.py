@@ -29,8 +29,10 @@ def repo(
 ) -> None:
     """Write the Triton model repository of a bundle, to be mounted into a container for example."""
     from ..core.errors import DyCokeError
+    from ..engines.targets import check_name
     from ..triton_repo.repository import write_repository
 
+    check_name(target)
     if threads < 0:
         raise DyCokeError(f"--threads {threads} is not allowed; allowed: an integer >= 0")
     written = write_repository(

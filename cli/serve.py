@@ -54,10 +54,12 @@ def serve(
 ) -> None:
     """Serve a bundle with Triton: writes the model repository, starts the server, watches it."""
     from ..core.errors import DyCokeError
+    from ..engines.targets import check_name
     from ..triton_repo.launcher import choose_ports, serving
     from ..triton_repo.repository import write_repository
     from ..triton_repo.tritonserver import Ports, find_tritonserver
 
+    check_name(target)
     if threads < 0:
         raise DyCokeError(f"--threads {threads} is not allowed; allowed: an integer >= 0")
     engines = _Engines.of(bundle, target, counters)

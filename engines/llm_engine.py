@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 from ..bundle.manifest import Manifest
 from ..core.errors import DyCokeError
 from .build_plan import BuildPlan
 from .installed import PLUGIN_VARIABLE
+from .plugin_nodes import KERNELS
 
 MODEL_CLASS = "DycokeQwen2ForCausalLM"
-_KERNELS_VARIABLE = "DYCOKE_KERNELS"  # engines/llm_model.py reads it
 _HOOK = f'''"""For trtllm-build --model_cls_file."""
 from dycoke_trt.engines.llm_model import {MODEL_CLASS}
 
@@ -63,7 +62,7 @@ def build_command(
 
 def build_environment(bundle: Path, library: Path | None) -> dict[str, str]:
     """This process's environment and what the model class looks up."""
-    found = dict(os.environ) | {_KERNELS_VARIABLE: str((bundle / "kernels").resolve())}
+    found = dict(os.environ) | {KERNELS: str((bundle / "kernels").resolve())}
     return found | ({PLUGIN_VARIABLE: str(library)} if library else {})
 
 
@@ -118,10 +117,3 @@ def explain(log: str) -> str:
     # Python's last line, or the last that TensorRT's logger calls an error.
     errors = [line for line in lines if "Error" in line or "[E]" in line]
     return (errors or lines or ["it printed nothing"])[-1]
-
-
-def library_environment(library: Path | None) -> Mapping[str, str]:
-    """What a server needs to have the plugins before it loads an engine."""
-    from .plugin_nodes import AUTOREGISTER
-
-    return {} if library is None else {"LD_PRELOAD": str(library), AUTOREGISTER: "1"}

@@ -22,10 +22,9 @@ from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .installed import plugin_library
 from .llm_nodes import PluginNodes, load_plugins
+from .plugin_nodes import KERNELS
 from .pruned_attention import PrunedAttention
 from .refusals import refuse
-
-KERNELS_VARIABLE = "DYCOKE_KERNELS"  # environment: the bundle's kernels/
 
 
 class DycokeQwen2ForCausalLM(QWenForCausalLM):  # type: ignore[misc]
@@ -57,7 +56,7 @@ class DycokeQwen2ForCausalLM(QWenForCausalLM):  # type: ignore[misc]
         config, mapping = self.config, self.config.mapping
         nodes = PluginNodes(
             self.dycoke,
-            Path(os.environ[KERNELS_VARIABLE]),
+            Path(os.environ[KERNELS]),
             input_ids,
             layers=config.num_hidden_layers,
             visual_base=config.visual_token_base,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from .pruned_attention import Call
 _SPARE_BLOCKS = 64
 
 
+@cache  # a build defines one network per rank
 def load_plugins(library: Path) -> None:
     """Loads the plugin library and registers its plugins; DyCokeError where it refuses."""
     try:

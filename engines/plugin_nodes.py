@@ -12,6 +12,7 @@ INIT = "initDycokePlugins"
 NAMESPACE, VERSION = "dycoke", "1"
 SCORE, SELECT, ROPE = "DycokeScore", "DycokeSelect", "DycokeRope"
 AUTOREGISTER = "DYCOKE_AUTOREGISTER"  # environment: register when preloaded into a server
+KERNELS = "DYCOKE_KERNELS"  # environment of trtllm-build: the bundle's kernels/
 COUNTERS = "DYCOKE_COUNTERS_FILE"  # environment: where decisions are counted; %p is the process
 
 _POOL = ("host_kv_cache_pool_pointers", "host_kv_cache_pool_mapping")

@@ -31,6 +31,14 @@ class Target:
     gpu: Gpu | None
 
 
+def check_name(name: str) -> None:
+    """Raises DyCokeError, listing the names, for one that no target has; `cpu` is one."""
+    if name not in ("cpu", *TARGETS, THIS_GPU):
+        raise DyCokeError(
+            f"unknown target {name!r}; allowed: cpu, {', '.join(TARGETS)}, {THIS_GPU}"
+        )
+
+
 def find_target(name: str, gpus: Sequence[VisibleGpu] | None = None) -> Target:
     """The target called `name`; gpus: this machine's, asked for where `this-gpu` needs them.
 
@@ -40,10 +48,7 @@ def find_target(name: str, gpus: Sequence[VisibleGpu] | None = None) -> Target:
     if name in TARGETS:
         gpu = GPUS[name]
         return Target(name, gpu.sm, gpu.memory, gpu)
-    if name != THIS_GPU:
-        raise DyCokeError(
-            f"unknown target {name!r}; allowed: cpu, {', '.join(TARGETS)}, {THIS_GPU}"
-        )
+    check_name(name)
     found = visible_gpus() if gpus is None else gpus
     if not found:
         raise DyCokeError(

@@ -34,3 +34,21 @@ def verify_bundle(bundle: Path, source: Path | None = None) -> Iterator[Check]:
     model = load_source(source)
     yield from check_vision(bundle, manifest, model)
     yield from check_llm(bundle, manifest, model)
+
+
+def verify_engines(bundle: Path, target: str) -> Iterator[Check]:
+    """Yields checks of what `dycoke build --target` made: every byte, then the vision plan against
+    ONNX Runtime on the GPU.
+
+    Raises DyCokeError for engines that do not fit this bundle or this machine.
+    """
+    from ..bundle.record import read_record
+    from ..engines.installed import installed, require_tensorrt
+    from .vision_plan import check_vision_plan
+
+    manifest, directory = open_bundle(bundle), bundle / "engines" / target
+    record = read_record(directory, manifest, bundle, installed=installed(), hashes=True)
+    yield Check("engine files", True, len(record.files), len(record.files), "files")
+    if record.backend == "trtllm":
+        require_tensorrt(llm=False)
+        yield from check_vision_plan(bundle, manifest, directory)

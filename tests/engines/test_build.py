@@ -112,3 +112,10 @@ def test_reasons_of_failed_builds() -> None:
     assert explain(ours) == "layer 2 came first"
     assert explain("a\n[TRT] [E] no tactic\nmore") == "[TRT] [E] no tactic"
     assert explain("") == "it printed nothing"
+
+
+def test_verify_looks_at_engines_too(bundle: Path) -> None:
+    done = dycoke("verify", bundle, "--target", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "engine files" in done.stdout
+    assert_one_line(dycoke("verify", bundle, "--target", "h100"), "nothing was built there")
