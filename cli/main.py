@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from . import ask, bundles, cost, demo, evaluate, kernels, repo, serve
+from . import ask, bundles, cost, demo, evaluate, kernels, plugin, repo, serve
 
 app = typer.Typer(
     help="Deploy LLaVA-OneVision video LLMs with DyCoke token compression.",
@@ -18,6 +18,7 @@ app.command("export")(bundles.export)
 app.command("verify")(bundles.verify)
 app.command("build")(bundles.build)
 app.command("kernels")(kernels.kernels)
+app.add_typer(plugin.app, name="plugin")
 app.command("ask")(ask.ask)
 app.command("repo")(repo.repo)
 app.command("serve")(serve.serve)
