@@ -20,29 +20,41 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 
-// Adds up all states of the process and writes the file.
+// Adds up all states of the process and writes the file. It is never destroyed, since engines may
+// be destroyed after it would be; its thread runs while there is a state, so a library whose
+// plugins are gone can be unloaded.
 class Publisher {
  public:
   static Publisher& instance() {
-    static Publisher publisher;
-    return publisher;
+    static auto* publisher = new Publisher;
+    return *publisher;
   }
 
   std::string const& path() const { return path_; }
 
   void add(std::int64_t const* counts) {
+    std::lock_guard<std::mutex> change(change_);
     std::lock_guard<std::mutex> lock(mutex_);
     sources_.insert(counts);
     if (!thread_.joinable()) {
+      stop_ = false;
       thread_ = std::thread([this] { run(); });
     }
   }
 
   void remove(std::int64_t const* counts) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    add_to(finished_, counts);
-    sources_.erase(counts);
-    write();
+    std::lock_guard<std::mutex> change(change_);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      add_to(finished_, counts);
+      sources_.erase(counts);
+      stop_ = sources_.empty();
+      write();
+    }
+    if (stop_) {
+      wake_.notify_all();
+      thread_.join();
+    }
   }
 
  private:
@@ -55,24 +67,12 @@ class Publisher {
     }
   }
 
-  ~Publisher() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stop_ = true;
-    }
-    wake_.notify_all();
-    if (thread_.joinable()) {
-      thread_.join();
-    }
-  }
-
   void run() {
     std::unique_lock<std::mutex> lock(mutex_);
     while (!stop_) {
       write();
       wake_.wait_for(lock, std::chrono::seconds(1));
     }
-    write();
   }
 
   static void add_to(Counts& total, std::int64_t const* counts) {
@@ -107,7 +107,8 @@ class Publisher {
     written_ = true;
   }
 
-  std::mutex mutex_;
+  std::mutex change_;  // of the states, and so of the thread
+  std::mutex mutex_;   // of everything below
   std::condition_variable wake_;
   std::string path_;
   std::set<std::int64_t const*> sources_;

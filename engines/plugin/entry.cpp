@@ -104,13 +104,13 @@ bool register_all() {
     log(Severity::kError, "TensorRT has no plugin registry");
     return false;
   }
-  registered = true;
   for (std::int32_t i = 0; i < kCreators; ++i) {
     if (!registry->registerCreator(*creators()[i], kNamespace)) {
       log(Severity::kError, "TensorRT refused a creator: the plugins are registered already");
       return false;
     }
   }
+  registered = true;
   return true;
 }
 

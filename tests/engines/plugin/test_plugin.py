@@ -22,7 +22,8 @@ INCLUDE = os.environ.get("DYCOKE_TENSORRT_INCLUDE", "")
 needs_headers = pytest.mark.skipif(
     not INCLUDE, reason="DYCOKE_TENSORRT_INCLUDE does not name TensorRT's headers"
 )
-SANITIZE = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+PLAIN = ("-O0", "-g1")
+SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # Of two ranks, each has half the heads.
 IMAGES = """
 import sys
@@ -36,9 +37,19 @@ for name, heads, ranks in (("one", (4, 2), 1), ("two", (2, 1), 2)):
 """
 
 
-def compile_cpp(source: str, output: Path, *flags: str) -> None:
+def lean_runtime() -> Path | None:
+    """libnvinfer_lean of TensorRT's wheel tensorrt-lean-cu12-libs, if that is installed."""
+    spec = find_spec("tensorrt_lean_libs")
+    places = spec.submodule_search_locations if spec is not None else None
+    return next(Path(places[0]).glob("libnvinfer_lean.so.*"), None) if places else None
+
+
+LEAN = lean_runtime()
+
+
+def compile_cpp(source: str, output: Path, *flags: str, kind: str = "-shared") -> None:
     done = subprocess.run(
-        ["g++", "-std=c++17", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", *flags,
+        ["g++", "-std=c++17", "-fPIC", kind, "-Wall", "-Wextra", "-Werror", *flags,
          "-isystem", INCLUDE, "-isystem", str(_cuda_headers(None)), str(HERE / source),
          "-o", str(output), "-ldl"],
         capture_output=True, text=True, check=False,
@@ -54,11 +65,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_inside(folder: Path, images: Path, flags: tuple[str, ...], *tests: str) -> None:
-    """Compiles everything into `folder` and runs tests of inside/ on it."""
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_plugin(tmp_path_factory.mktemp("plugin"), Path(INCLUDE), flags=PLAIN)
+
+
+def run_inside(library: Path, images: Path, flags: tuple[str, ...], *tests: str) -> None:
+    """Compiles the rest beside `library` and runs tests of inside/ on it."""
+    folder = library.parent
     for name in ("one", "two"):
         (folder / name).symlink_to(images / name)
-    build_plugin(folder, Path(INCLUDE), flags=flags)
     compile_cpp("fake_cuda.cpp", folder / "libcuda.so.1", "-Wl,-soname,libcuda.so.1", *flags)
     compile_cpp("harness.cpp", folder / "libharness.so", *flags)
     environment = os.environ | {
@@ -68,10 +84,14 @@ def run_inside(folder: Path, images: Path, flags: tuple[str, ...], *tests: str) 
         "OMP_NUM_THREADS": "1",
     }
     if flags == SANITIZE:
-        where = subprocess.run(
-            ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        environment |= {"LD_PRELOAD": where, "ASAN_OPTIONS": "detect_leaks=0"}
+        # libstdc++ too: ASan must find __cxa_throw when it starts, and Python does not load it.
+        preload = [
+            subprocess.run(
+                ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for name in ("libasan.so", "libstdc++.so")
+        ]
+        environment |= {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     done = subprocess.run(
         [*command, *(str(HERE / "inside" / test) for test in tests)],
@@ -81,19 +101,19 @@ def run_inside(folder: Path, images: Path, flags: tuple[str, ...], *tests: str) 
 
 
 @needs_headers
-def test_life_cycle_and_numerics(tmp_path: Path, images: Path) -> None:
-    run_inside(tmp_path, images, ("-O0", "-g1"), "test_life_cycle.py", "test_numerics.py")
+def test_life_cycle_and_numerics(library: Path, images: Path) -> None:
+    run_inside(library, images, PLAIN, "test_life_cycle.py", "test_numerics.py")
 
 
 @needs_headers
 def test_life_cycle_with_sanitizers(tmp_path: Path, images: Path) -> None:
-    run_inside(tmp_path, images, SANITIZE, "test_life_cycle.py")
+    library = build_plugin(tmp_path, Path(INCLUDE), flags=SANITIZE)
+    run_inside(library, images, SANITIZE, "test_life_cycle.py")
 
 
 @needs_headers
-def test_the_library_needs_nothing_of_nvidia(tmp_path: Path) -> None:
+def test_the_library_needs_nothing_of_nvidia(library: Path) -> None:
     """Three exports, no library of CUDA or TensorRT, and no symbol left open (-z defs)."""
-    library = build_plugin(tmp_path, Path(INCLUDE), flags=("-O0",))
     assert library.name == f"libdycoke_plugin_trt{tensorrt_major(Path(INCLUDE))}.so"
     listed = subprocess.run(
         ["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True, check=True
@@ -105,24 +125,25 @@ def test_the_library_needs_nothing_of_nvidia(tmp_path: Path) -> None:
     ).stdout
     assert "nvinfer" not in dynamic
     assert "cuda" not in dynamic
-    _in_a_real_registry(library)
 
 
-def _in_a_real_registry(library: Path) -> None:
-    """TensorRT's lean runtime has the real registry and runs without a GPU (not part of `dev`)."""
-    spec = find_spec("tensorrt_lean_libs")
-    if spec is None or not spec.submodule_search_locations:
-        return
-    (runtime,) = Path(spec.submodule_search_locations[0]).glob("libnvinfer_lean.so.*")
-    program = (
-        "import ctypes, sys\n"
-        "ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)\n"
-        "plugin = ctypes.CDLL(sys.argv[2])\n"
-        "plugin.initDycokePlugins.restype = ctypes.c_bool\n"
-        "assert plugin.initDycokePlugins(None)\n"
-        "assert plugin.initDycokePlugins(None)\n"  # again: nothing happens
-    )
-    subprocess.run([sys.executable, "-c", program, str(runtime), str(library)], check=True)
+@needs_headers
+@pytest.mark.skipif(LEAN is None, reason="tensorrt-lean-cu12-libs is not installed")
+@pytest.mark.parametrize("way", ["load", "preload", "both"])
+def test_in_the_real_registry(library: Path, tmp_path: Path, way: str) -> None:
+    """TensorRT's lean runtime has the real registry, and loads without a GPU."""
+    host = tmp_path / "registry"
+    compile_cpp("registry.cpp", host, kind="-pie")
+    assert LEAN is not None
+    preload = {"LD_PRELOAD": f"{LEAN} {library}", "DYCOKE_AUTOREGISTER": "1"}
+    done = subprocess.run(
+        [str(host), str(LEAN), *([str(library)] if way != "preload" else [])],
+        env=os.environ | (preload if way != "load" else {}),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    names = "DycokeScore DycokeSelect DycokeRope "
+    assert (done.returncode, done.stdout) == (0, names + ("0" if way == "load" else ""))
+    assert ("registered already" in done.stderr) == (way == "both")
 
 
 def test_missing_headers_are_one_line(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,9 @@ class Plugin:
         return status, outputs
 
 
+@cache
 def load() -> World:
+    """The same one for all tests of a process: the driver has one callback."""
     cuda = ctypes.CDLL(str(FOLDER / "libcuda.so.1"), ctypes.RTLD_GLOBAL)
     harness = ctypes.CDLL(str(FOLDER / "libharness.so"), ctypes.RTLD_GLOBAL)
     for name in ("open", "create", "attach", "clone", "deserialize"):
