@@ -7,7 +7,20 @@ import sys
 import typer
 from rich.console import Console
 
-from . import ask, build, bundles, cost, demo, doctor, evaluate, kernels, profile, repo, serve
+from . import (
+    ask,
+    build,
+    bundles,
+    cost,
+    demo,
+    doctor,
+    evaluate,
+    kernels,
+    plugin,
+    profile,
+    repo,
+    serve,
+)
 
 app = typer.Typer(
     help="Deploy LLaVA-OneVision video LLMs with DyCoke token compression.",
@@ -19,6 +32,7 @@ app.command("verify")(bundles.verify)
 app.command("build")(build.build)
 app.command("doctor")(doctor.doctor)
 app.command("kernels")(kernels.kernels)
+app.add_typer(plugin.app, name="plugin")
 app.command("ask")(ask.ask)
 app.command("repo")(repo.repo)
 app.command("serve")(serve.serve)

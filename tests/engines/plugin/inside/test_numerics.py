@@ -1,0 +1,274 @@
+"""Whole steps through the compiled plugin, equal to core/'s in tables, lengths and decisions.
+
+Each launch runs the kernel's source, in Triton's interpreter, on the pointers that C++ passed.
+
+Requests come and go on recycled blocks; prompts arrive in chunks beside decoding rows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dycoke_trt.core import pool as kv_pool
+from dycoke_trt.core import state as core
+from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.pool import encode_table
+from dycoke_trt.core.reselection import block_keep_table, visual_scores
+from dycoke_trt.engines.plugin_fields import rope_fields, score_fields, select_fields
+from dycoke_trt.kernels.context import context_kernel
+from dycoke_trt.kernels.images import KernelShape, plugin_variants
+from dycoke_trt.kernels.rotary import rotary_kernel, rotary_table
+from dycoke_trt.kernels.score import logits_kernel, scores_kernel
+from dycoke_trt.kernels.select import select_kernel
+from dycoke_trt.tests.engines.plugin.inside.life import (
+    FOLDER,
+    Launch,
+    Plugin,
+    World,
+    load,
+    manifest,
+    scalar,
+)
+from dycoke_trt.tests.kernels.device.test_select import (
+    LAYERS,
+    THRESHOLD,
+    VISUAL,
+    decided,
+)
+from dycoke_trt.tests.kernels.device.test_select import World as Requests
+from torch import Tensor
+
+HEADS, KV_HEADS, DIM, BLOCK, WIDTH = 4, 2, 16, 8, 8
+SCORING_LAYER, P = 1, 0.6
+KERNELS = {
+    kernel.fn.__name__: kernel
+    for kernel in (context_kernel, logits_kernel, rotary_kernel, scores_kernel, select_kernel)
+}
+_TORCH = {"*fp32": torch.float32, "*i32": torch.int32, "*u8": torch.uint8, "*i64": torch.int64}
+_world = load()
+
+
+class Interpreter:
+    """Runs a recorded launch in Triton's interpreter."""
+
+    def __init__(self, folder: str) -> None:
+        described = manifest(folder)
+        self.images = {image["entry"]: image for image in described["images"]}
+        shape = KernelShape(**described["shape"])
+        for variant in plugin_variants(shape, (BLOCK,)):  # the same kernel, with the same constants
+            image = self.images[variant.kernel.fn.__name__]
+            assert image["constants"] == {k: int(v) for k, v in variant.constants.items()}
+
+    def __call__(self, launch: Launch) -> None:
+        image = self.images[launch.entry]
+        named = image["parameters"]
+        assert len(launch.values) == len(named) + image["hidden_parameters"]
+        assert all(not any(raw) for raw in launch.values[len(named) :])
+        arguments = []
+        for parameter, raw in zip(named, launch.values, strict=False):
+            kind = parameter["type"]
+            if not kind.startswith("*"):
+                arguments.append(scalar(kind, raw))
+                continue
+            address = int.from_bytes(raw, "little")
+            buffer = (ctypes.c_char * 8).from_address(address)
+            arguments.append(torch.frombuffer(buffer, dtype=_TORCH[kind], count=1))
+        KERNELS[launch.entry][launch.grid](*arguments, **image["constants"])
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    _world.reset()
+    yield _world
+    _world.cuda.fake_capture(0)
+    _world.run = None
+
+
+@dataclass
+class Rank:
+    """One rank's plugins, its heads and its part of the pool."""
+
+    number: int
+    ranks: int
+    pool: Tensor
+    plugins: dict[str, Plugin] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, world: World, folder: str, number: int, ranks: int, pool: Tensor) -> Rank:
+        kernels = FOLDER / folder
+        config = DyCokeConfig.from_dict({"p": P, "gate_threshold": THRESHOLD})
+        mine = pool[:, :, :, number * KV_HEADS // ranks : (number + 1) * KV_HEADS // ranks]
+        rank = cls(number, ranks, mine.contiguous())
+        rank.plugins = {
+            "score": world.attached(
+                "DycokeScore", score_fields(kernels, BLOCK, layer=SCORING_LAYER, splits=2)
+            ),
+            "select": world.attached(
+                "DycokeSelect",
+                select_fields(kernels, BLOCK, config, layers=LAYERS, visual_base=VISUAL),
+            ),
+            "rope": world.attached("DycokeRope", rope_fields(kernels)),
+        }
+        return rank
+
+    def part(self, qkv: Tensor) -> np.ndarray[Any, Any]:
+        """This rank's q | k | v of [tokens, heads + 2 kv heads, D]."""
+        query, key, value = qkv.split([HEADS, KV_HEADS, KV_HEADS], 1)
+        parts = [t.chunk(self.ranks, 1)[self.number] for t in (query, key, value)]
+        return torch.cat(parts, 1).flatten(1).contiguous().numpy()
+
+
+def rotated(x: Tensor, position: Tensor, table: Tensor) -> Tensor:
+    """[tokens, heads, D] turned to positions [tokens], from the definition."""
+    cos, sin = table[position, None].unbind(-1)
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def counted() -> list[int]:
+    """Rows by decision, of the published file."""
+    path = Path(os.environ["DYCOKE_COUNTERS_FILE"])
+    if not path.exists():
+        return [0] * 4
+    rows = json.loads(path.read_text())["rows"]
+    return [rows[name] for name in ("full", "reused", "reselected", "unknown")]
+
+
+@pytest.mark.parametrize(("folder", "ranks"), [("one", 1), ("two", 2)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_steps_equal_core(world: World, folder: str, ranks: int, seed: int) -> None:
+    requests = Requests(BLOCK, WIDTH, seed)
+    pool = torch.randn(
+        requests.num_blocks, LAYERS, 2, KV_HEADS, BLOCK, DIM, generator=requests.random
+    )
+    cos_sin = rotary_table(WIDTH * BLOCK, DIM, 10_000.0, "cpu")
+    keep_table = block_keep_table(P, WIDTH)
+    mapping = np.array([[0, layer] for layer in range(LAYERS)], np.int32)
+    before = counted()
+    team = [Rank.make(world, folder, number, ranks, pool) for number in range(ranks)]
+    world.run = Interpreter(folder)
+    decisions = torch.zeros(4, dtype=torch.int64)
+    fed = torch.randn(3, HEADS + 2 * KV_HEADS, DIM, generator=requests.random)
+    mixed = chunked = 0
+    for step in range(7):
+        world.cuda.fake_capture(int(step > 0))
+        contexts, decodes, prompts = requests.advance()
+        rows, first = contexts + decodes, len(contexts)
+        ids = [id_ for part in prompts for id_ in part] + [1] * len(decodes)
+        mixed += bool(contexts and decodes)
+        chunked += any(not row.decoding for row in contexts)
+        blocks = requests.blocks(rows)
+        table = encode_table(blocks, LAYERS).contiguous()
+        lengths = torch.tensor([row.length for row in rows], dtype=torch.int32)
+        chunks = [len(part) for part in prompts] + [len(row.ids) for row in decodes]
+        positions = [
+            position
+            for row, part in zip(rows, [*prompts, *[[1]] * len(decodes)], strict=True)
+            for position in range(row.length - len(part), row.length)
+        ]
+        context = torch.tensor(chunks, dtype=torch.int32)
+        visual = torch.zeros(first, WIDTH * BLOCK, dtype=torch.bool)
+        for i, row in enumerate(contexts):
+            visual[i, : row.length] = torch.tensor(row.ids[: row.length]) == VISUAL
+        core.write_context(
+            requests.theirs, blocks[:first], (lengths - context)[:first], lengths[:first], visual
+        )
+
+        fed = fed + 0.3 * torch.randn(fed.shape, generator=requests.random)
+        filler = torch.randn(len(ids) - len(decodes), *fed.shape[1:], generator=requests.random)
+        qkv = torch.cat([filler, fed[: len(decodes)]])
+        position = torch.tensor(positions)
+        query, key, value = qkv.split([HEADS, KV_HEADS, KV_HEADS], 1)
+        turned_query, turned_key = (rotated(x, position, cos_sin) for x in (query, key))
+
+        types = np.array([0] * first + [1] * len(decodes), np.int32)
+        angles = cos_sin.reshape(1, -1).numpy()
+        table4 = table[None].numpy()
+        outputs = []
+        for rank in team:
+            pointers = np.array([[rank.pool.data_ptr(), 0]], np.int64)
+            status, out = rank.plugins["score"].enqueue(
+                rank.part(qkv), angles, lengths.numpy(), table4, types, pointers, mapping
+            )
+            assert status == 0, world.messages
+            outputs.append(out)
+            status, (turned,) = rank.plugins["rope"].enqueue(
+                rank.part(qkv), angles, lengths.numpy(), context.numpy(), types
+            )
+            assert status == 0, world.messages
+            expected = rank.part(torch.cat([turned_query, turned_key, value], 1))
+            np.testing.assert_allclose(turned, expected, atol=1e-5)
+        given = outputs[0] if ranks == 1 else [outputs[0][0] + outputs[1][0]]  # the all-reduce
+        selected = []
+        for rank in team:
+            pointers = np.array([[rank.pool.data_ptr(), 0]], np.int64)
+            status, out = rank.plugins["select"].enqueue(
+                np.array(ids, np.int32), lengths.numpy(), context.numpy(), table4,
+                keep_table.numpy(), types, pointers, mapping, *given,
+            )  # fmt: skip
+            assert status == 0, world.messages
+            selected.append(out)
+        assert world.cuda.fake_forbidden() == 0
+        for new_table, new_lengths in selected:  # prompts pass through
+            np.testing.assert_array_equal(new_table[0, :first], table[:first])
+            np.testing.assert_array_equal(new_lengths[:first], lengths[:first])
+        if not decodes:
+            continue
+
+        there, length, prompt = blocks[first:], lengths[first:], context[first:]
+        seen, _ = core.visual_positions(requests.theirs, there, length, prompt)
+        keys = kv_pool.gather(pool, table[first:], SCORING_LAYER, kv_pool.KEY)
+        part = slice(len(ids) - len(decodes), None)
+        scores = visual_scores(turned_query[part], turned_key[part], keys, length, seen)
+        theirs = core.reselect(
+            requests.theirs, there, length, prompt, scores,
+            keep_table=keep_table, threshold=THRESHOLD,
+        )  # fmt: skip
+        assert decided(scores, seen, length, BLOCK)
+        assert ((theirs.similarity - THRESHOLD).abs() > 1e-4).all()
+        for new_table, new_lengths in selected:
+            np.testing.assert_array_equal(new_table[0, first:], encode_table(theirs.table, LAYERS))
+            np.testing.assert_array_equal(new_lengths[first:], theirs.lengths.int())
+        decisions += torch.bincount(theirs.decision.long(), minlength=4)
+        requests.retire()
+    assert mixed
+    assert chunked
+    assert decisions[1] > 0 and decisions[2] > 0  # noqa: PT018
+    world.cuda.fake_capture(0)
+    for rank in team:
+        for plugin in rank.plugins.values():
+            plugin.destroy()
+    published = [now - then for now, then in zip(counted(), before, strict=True)]
+    assert published == (ranks * decisions).tolist()
+
+
+def test_a_sequence_without_a_record_passes_through(world: World) -> None:
+    """Its prompt was never seen here (reused blocks): unpruned, and counted."""
+    before = counted()
+    pool = torch.randn(WIDTH, LAYERS, 2, KV_HEADS, BLOCK, DIM)
+    rank = Rank.make(world, "one", 0, 1, pool)
+    world.run = Interpreter("one")
+    table = encode_table(torch.randperm(WIDTH)[None], LAYERS)[None].contiguous().numpy()
+    lengths = np.array([40], np.int32)
+    keep_table = block_keep_table(P, WIDTH).numpy()
+    status, (new_table, new_lengths) = rank.plugins["select"].enqueue(
+        np.array([1], np.int32), lengths, np.array([38], np.int32), table, keep_table,
+        np.array([1], np.int32), np.array([[pool.data_ptr(), 0]], np.int64),
+        np.array([[0, 0], [0, 1]], np.int32), np.zeros((1, HEADS, WIDTH * BLOCK), np.float32),
+        np.zeros((1, HEADS, 2), np.float32), np.ones((1, HEADS, 2), np.float32),
+    )  # fmt: skip
+    assert status == 0, world.messages
+    np.testing.assert_array_equal(new_table, table)
+    np.testing.assert_array_equal(new_lengths, lengths)
+    for plugin in rank.plugins.values():
+        plugin.destroy()
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [0, 0, 0, 1]
