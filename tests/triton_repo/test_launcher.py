@@ -262,4 +262,5 @@ def test_serve_refuses(tmp_path: Path) -> None:
     assert_one_line(dycoke("serve", tmp_path, "--target", "tpu"), "unknown target 'tpu'")
     assert_one_line(dycoke("serve", tmp_path, *free), "it is no bundle")
     none = tmp_path / "none"
-    assert_one_line(dycoke("serve", tmp_path, *free, "--tritonserver", none), "no executable")
+    bundle = demo_bundle(DyCokeConfig(k=0.5, l=2, p=0.5))
+    assert_one_line(dycoke("serve", bundle, *free, "--tritonserver", none), "no executable")
