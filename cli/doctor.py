@@ -34,6 +34,7 @@ def doctor(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(report, indent=2))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
@@ -43,7 +44,7 @@ def doctor(as_json: AsJson = False) -> None:
     colours = {"ok": "green", "warning": "yellow", "missing": "dim"}
     for finding in findings:
         status = f"[{colours[finding.status]}]{finding.status}[/]"
-        table.add_row(finding.name, status, finding.value, finding.note)
+        table.add_row(finding.name, status, escape(finding.value), escape(finding.note))
     console.print(table)
     table = Table(title="containers nvcr.io/nvidia/tritonserver", title_justify="left")
     for column in ("tag -trtllm-python-py3", "Triton", "TensorRT-LLM", "TensorRT", "CUDA"):
@@ -54,9 +55,8 @@ def doctor(as_json: AsJson = False) -> None:
     if match:
         console.print(f"this machine has the versions of {match.tag}")
     for name, (able, advice) in works.items():
-        console.print(
-            f"{'[green]yes[/]' if able else '[dim]no[/] '} {name}: {advice}", soft_wrap=True
-        )
+        answer = "[green]yes[/]" if able else "[dim]no[/] "
+        console.print(f"{answer} {name}: {escape(advice)}", soft_wrap=True)
 
 
 def abilities(there: set[str]) -> dict[str, tuple[bool, str]]:

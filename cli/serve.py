@@ -62,9 +62,9 @@ def serve(
     check_name(target)
     if threads < 0:
         raise DyCokeError(f"--threads {threads} is not allowed; allowed: an integer >= 0")
-    engines = _Engines.of(bundle, target, counters)
     ports = choose_ports(Ports(http_port, grpc_port, metrics_port, host))
     found = find_tritonserver(tritonserver)
+    engines = _Engines.of(bundle, target, counters)
     with _terminated_like_interrupted(), _folder(repository) as folder:
         try:
             write_repository(

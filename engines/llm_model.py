@@ -37,6 +37,8 @@ class DycokeQwen2ForCausalLM(QWenForCausalLM):  # type: ignore[misc]
             mapping = config.mapping
             refuse({"pp_size": mapping.pp_size, "cp_size": mapping.cp_size}, where="mapping")
             self.dycoke.check_layers(config.num_hidden_layers)
+            if KERNELS not in os.environ:
+                raise DyCokeError(f"{KERNELS} is not set: name the bundle's kernels/ with it")
             load_plugins(plugin_library())
 
     def prepare_inputs(self, *args: Any, **options: Any) -> Any:

@@ -22,7 +22,9 @@ def test_doctor_here() -> None:
     assert report["works"]["answers on the CPU"]
     assert report["containers"][0]["tensorrt_llm"] == "1.2.1"
     assert "UNVERIFIED" in report["containers"][0]["source"]
-    assert "26.07" in dycoke("doctor").stdout
+    shown = dycoke("doctor").stdout
+    assert "26.07" in shown
+    assert "pip install 'dycoke-trt[kernels]'" in shown
 
 
 def test_advice_names_what_is_missing() -> None:

@@ -15,7 +15,7 @@ from dycoke_trt.engines import build as building
 from dycoke_trt.engines.build_plan import plan_build
 from dycoke_trt.engines.model import model_of_bundle
 from dycoke_trt.engines.targets import find_target
-from dycoke_trt.tests.support import demo_bundle
+from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 from dycoke_trt.triton_repo import trtllm_launch
 from dycoke_trt.triton_repo.repository import write_repository
 from dycoke_trt.triton_repo.trtllm import llm_parameters
@@ -143,3 +143,13 @@ def test_ranks_under_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(DyCokeError, match="TP=2 needs mpirun"):
         trtllm_launch.mpi_command(command, 2)
+
+
+def test_serve_refuses_a_plan_that_was_cut_short(bundle: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "bundle"
+    shutil.copytree(bundle, broken)
+    (broken / "engines" / "h100" / "vision_ttm.plan").write_bytes(b"eng")
+    free = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    done = dycoke("serve", broken, "--target", "h100", *free)
+    assert_one_line(done, "vision_ttm.plan has 3 bytes, record.json says 6", "dycoke build")
+    assert_one_line(dycoke("repo", broken, "-o", tmp_path / "m", "--target", "h100"), "has 3 bytes")
