@@ -7,7 +7,20 @@ import sys
 import typer
 from rich.console import Console
 
-from . import ask, build, bundles, cost, demo, doctor, evaluate, kernels, profile, repo, serve
+from . import (
+    ask,
+    bench,
+    build,
+    bundles,
+    cost,
+    demo,
+    doctor,
+    evaluate,
+    kernels,
+    profile,
+    repo,
+    serve,
+)
 
 app = typer.Typer(
     help="Deploy LLaVA-OneVision video LLMs with DyCoke token compression.",
@@ -24,6 +37,7 @@ app.command("repo")(repo.repo)
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("profile")(profile.profile)
+app.command("bench")(bench.bench)
 app.command("flops")(cost.flops)
 app.command("floors")(cost.floors)
 app.command("eval")(evaluate.evaluate)
