@@ -28,7 +28,7 @@ def page(summary: dict[str, Any]) -> str:
     )
     figures = [
         ("median request", milliseconds(request["p50"])),
-        ("slowest of a hundred", milliseconds(request["p99"])),
+        ("99th percentile", milliseconds(request["p99"])),
         ("in named stages", f"{summary['coverage']:.1%}"),
     ]
     if summary["steps"]:
@@ -49,7 +49,7 @@ def page(summary: dict[str, Any]) -> str:
         "select and attention run inside decode steps.</p>",
         _stages(summary),
         "<h2>Time per token</h2>",
-        "<p>Decode steps of the same request. The first token comes from the prefill.</p>",
+        "<p>Decode steps of the same request, a token each; the first one is of the prefill.</p>",
         _steps(summary["steps"]),
     ]
     if summary["gpu"]:
@@ -111,10 +111,10 @@ def _steps(steps: list[float]) -> str:
     colour = COLOUR["decode step"]
     bars = "".join(
         f'<i style="height:{100 * step / most:.1f}%;background:{colour}" '
-        f'title="token {i + 2}: {milliseconds(step)}"></i>'
+        f'title="step {i + 1}: {milliseconds(step)}"></i>'
         for i, step in enumerate(steps)
     )
-    ends = f"<b>token 2</b><b>token {len(steps) + 1}, highest {milliseconds(most)}</b>"
+    ends = f"<b>step 1</b><b>step {len(steps)}; highest {milliseconds(most)}</b>"
     return f'<div class="bars">{bars}</div><div class="axis">{ends}</div>'
 
 

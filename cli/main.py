@@ -9,6 +9,7 @@ from rich.console import Console
 
 from . import (
     ask,
+    bench,
     build,
     bundles,
     cost,
@@ -38,6 +39,7 @@ app.command("repo")(repo.repo)
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("profile")(profile.profile)
+app.command("bench")(bench.bench)
 app.command("flops")(cost.flops)
 app.command("floors")(cost.floors)
 app.command("eval")(evaluate.evaluate)

@@ -10,7 +10,6 @@ import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from ..core.reselection import blocks_kept
+from .plugin_fields import rope_fields, score_fields, select_fields
 from .plugin_nodes import (
     INIT,
     NAMESPACE,
@@ -79,12 +79,11 @@ class PluginNodes:
     ) -> None:
         from tensorrt_llm.functional import constant
 
-        fields = import_module(".plugin_fields", __package__)
-        self._score = fields.score_fields(kernels, tokens_per_block, layer=config.scoring_layer)
-        self._select = fields.select_fields(
+        self._score = score_fields(kernels, tokens_per_block, layer=config.scoring_layer)
+        self._select = select_fields(
             kernels, tokens_per_block, config, layers=layers, visual_base=visual_base
         )
-        self._rope = fields.rope_fields(kernels)
+        self._rope = rope_fields(kernels)
         self._tp_group = tp_group
         self._extra = {
             "input_ids": input_ids,

@@ -94,8 +94,8 @@ def ask_server(
             reply = client.get_model_config(name, as_json=True, client_timeout=_CONNECT_SECONDS)
             shown = reply["config"].get("parameters", {})
             if video is not None:
-                values |= _video(video, frames)
-            inputs = [_tensor(key, value) for key, value in values.items()]
+                values |= video_inputs(video, frames)
+            inputs = [request_tensor(key, value) for key, value in values.items()]
             sent = True
             return _stream(client, name, inputs, _visual_tokens(shown, video, frames), on_text)
         except InferenceServerException as error:
@@ -165,7 +165,7 @@ def _count(result: Any, name: str) -> int:
     return 0 if value is None else int(value.reshape(-1)[0])
 
 
-def _tensor(name: str, value: Any) -> Any:
+def request_tensor(name: str, value: Any) -> Any:
     """An input tensor with its batch dimension. Raises DyCokeError for a number out of range."""
     from tritonclient.grpc import InferInput
 
@@ -184,7 +184,7 @@ def _tensor(name: str, value: Any) -> Any:
     return tensor
 
 
-def _video(video: Path, frames: int) -> dict[str, Any]:
+def video_inputs(video: Path, frames: int) -> dict[str, Any]:
     """The file as it is, or sampled frames of one that is large."""
     try:
         if video.stat().st_size <= MAX_FILE_BYTES:
