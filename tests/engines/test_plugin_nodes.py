@@ -38,14 +38,15 @@ class Wiring:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
         self.added: list[tuple[str, dict[str, Any], list[Any]]] = []
-        fields = SimpleNamespace(
-            score_fields=lambda _kernels, block, *, layer: {"layer": layer, "block": block},
-            select_fields=lambda _kernels, _block, config, *, layers, visual_base: {
+        fields: dict[str, Any] = {
+            "score_fields": lambda _kernels, block, *, layer: {"layer": layer, "block": block},
+            "select_fields": lambda _kernels, _block, config, *, layers, visual_base: {
                 "mode": config.gate, "layers": layers, "visual_base": visual_base
             },
-            rope_fields=lambda _kernels: {},
-        )  # fmt: skip
-        monkeypatch.setattr(llm_nodes, "import_module", lambda *_: fields)
+            "rope_fields": lambda _kernels: {},
+        }  # fmt: skip
+        for name, made in fields.items():  # the images that they read are not needed here
+            monkeypatch.setattr(llm_nodes, name, made)
         functional = SimpleNamespace(constant=lambda table: f"<keep_table of {len(table)}>")
         monkeypatch.setitem(sys.modules, "tensorrt_llm", SimpleNamespace(functional=functional))
         monkeypatch.setitem(sys.modules, "tensorrt_llm.functional", functional)
