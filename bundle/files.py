@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..core.errors import DyCokeError
@@ -41,16 +42,25 @@ def open_bundle(bundle: Path, *, hashes: bool = False) -> Manifest:
     hashes: also read every byte. Raises DyCokeError naming the part, both values and the remedy.
     """
     manifest = read_manifest(bundle)
-    for name, part in manifest.parts.items():
-        path = bundle / name
+    check_parts(bundle, manifest.parts, FILE, "export again", hashes=hashes)
+    return manifest
+
+
+def check_parts(
+    directory: Path, parts: Mapping[str, Part], said_in: str, remedy: str, *, hashes: bool
+) -> None:
+    """Every part is there and has its size, with `hashes` its bytes too.
+
+    said_in: the file that lists them. Raises DyCokeError naming the part, both values and `remedy`.
+    """
+    for name, part in parts.items():
+        path = directory / name
         if not path.is_file():
-            raise DyCokeError(f"{path} is missing; export again")
+            raise DyCokeError(f"{path} is missing; {remedy}")
         size = path.stat().st_size
         if size != part.size:
-            raise DyCokeError(f"{path} has {size} bytes, {FILE} says {part.size}; export again")
+            raise DyCokeError(f"{path} has {size} bytes, {said_in} says {part.size}; {remedy}")
         if hashes and (found := sha256(path)) != part.sha256:
             raise DyCokeError(
-                f"{path} has sha256 {found[:12]}..., {FILE} says {part.sha256[:12]}...; "
-                "export again"
+                f"{path} has sha256 {found[:12]}..., {said_in} says {part.sha256[:12]}...; {remedy}"
             )
-    return manifest

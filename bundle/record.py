@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import DyCokeError
-from .files import atomic_write, bundle_hash, sha256
+from .files import atomic_write, bundle_hash, check_parts, sha256
 from .manifest import Manifest, Part
 
 FILE = "record.json"
@@ -101,7 +101,7 @@ def read_record(
             f"{again}"
         )
     _check_installed(path, record, installed or Installed(), again)
-    _check_files(directory, record, again, hashes=hashes)
+    check_parts(directory, record.files, FILE, again, hashes=hashes)
     return record
 
 
@@ -118,18 +118,4 @@ def _check_installed(path: Path, record: EngineRecord, here: Installed, again: s
             raise DyCokeError(
                 f"{path}: built for {what} {style.format(built)}, here it is "
                 f"{style.format(found)}; {again}, here"
-            )
-
-
-def _check_files(directory: Path, record: EngineRecord, again: str, *, hashes: bool) -> None:
-    for name, part in record.files.items():
-        path = directory / name
-        if not path.is_file():
-            raise DyCokeError(f"{path} is missing; {again}")
-        size = path.stat().st_size
-        if size != part.size:
-            raise DyCokeError(f"{path} has {size} bytes, {FILE} says {part.size}; {again}")
-        if hashes and (found := sha256(path)) != part.sha256:
-            raise DyCokeError(
-                f"{path} has sha256 {found[:12]}..., {FILE} says {part.sha256[:12]}...; {again}"
             )

@@ -30,8 +30,9 @@ def ask(
     ] = None,
     video: Annotated[Path | None, typer.Option("--video", help="Video file.")] = None,
     frames: Annotated[
-        int, typer.Option("--frames", help="Frames sampled from the video, a multiple of 4.")
-    ] = 16,
+        int | None,
+        typer.Option("--frames", help="Sampled from the video, a multiple of 4; default 16."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option("--temperature")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", help="1 is greedy, 0 takes all tokens.")] = 1,
@@ -41,7 +42,13 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Ask a question about a video: in this process, or with --server of a running server."""
+    from ..core.errors import DyCokeError
+    from ..runtime.protocol import DEFAULT_FRAMES
+
     bundle, question = _bundle_and_question(words or [], server)
+    if video is None and frames is not None:
+        raise DyCokeError(f"--frames {frames} has no effect without --video")
+    frames = DEFAULT_FRAMES if frames is None else frames
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "stop": stop or [],

@@ -23,15 +23,17 @@ def bench(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
     requests: Annotated[int, typer.Option("--requests", help="How many.")] = 50,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", help="Closed loop: in flight at once.")
-    ] = 4,
+        int | None, typer.Option("--concurrency", help="Closed loop: in flight at once; default 4.")
+    ] = None,
     rate: Annotated[
         float | None, typer.Option("--rate", help="Poisson arrivals per second instead.")
     ] = None,
     frames: Annotated[int, typer.Option("--frames", help="Frames sampled from the video.")] = 16,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.")] = 64,
     model: Annotated[str, typer.Option("--model", help="dycoke or dycoke_bls.")] = "dycoke",
-    seed: Annotated[int, typer.Option("--seed", help="Of the arrivals.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="With --rate: of the arrivals; default 0.")
+    ] = None,
 ) -> None:
     """Load a server in a closed loop or with Poisson arrivals; Ctrl-C keeps what there is."""
     import asyncio
@@ -46,7 +48,11 @@ def bench(
     from ..core.errors import DyCokeError
     from ..runtime.client import video_inputs
 
-    load = Load(requests, concurrency, rate, seed)
+    if rate is not None and concurrency is not None:
+        raise DyCokeError("--rate and --concurrency are two kinds of load; give one of them")
+    if rate is None and seed is not None:
+        raise DyCokeError("--seed has no effect without --rate")
+    load = Load(requests, 4 if concurrency is None else concurrency, rate, seed or 0)
     values = {
         "text_input": question.encode(),
         "max_tokens": max_tokens,
@@ -77,6 +83,8 @@ def bench(
     (output / "bench.json").write_text(json.dumps(summary, indent=1) + "\n")
     _write_csv(output / "requests.csv", done)
     _print(summary)
+    if summary["answered"] == 0:
+        raise typer.Exit(1)
 
 
 def _write_csv(path: Path, done: list[Sent]) -> None:

@@ -42,14 +42,19 @@ def build(
         int | None, typer.Option("--kv-tokens", help="CPU: capacity of the KV pool in tokens.")
     ] = None,
     kv_fraction: Annotated[
-        float, typer.Option("--kv-fraction", help="GPU: KV pool's share of what weights leave.")
-    ] = 0.9,
+        float | None,
+        typer.Option("--kv-fraction", help="GPU: KV pool's share of what weights leave; 0.9."),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", help="With --dry-run instead of BUNDLE: llava-ov-7b and so on."),
     ] = None,
-    tp: Annotated[int, typer.Option("--tp", help="With --model: GPUs of the LLM.")] = 1,
-    max_frames: Annotated[int, typer.Option("--max-frames", help="With --model.")] = 64,
+    tp: Annotated[
+        int | None, typer.Option("--tp", help="With --model: GPUs of the LLM; default 1.")
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option("--max-frames", help="With --model: of a video; default 64.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a bundle's engines for one target; on a CPU: load and try it, and write the record."""
@@ -59,7 +64,13 @@ def build(
         raise DyCokeError("--target is missing; run: dycoke build BUNDLE --target cpu (or a GPU)")
     if (bundle is None) == (model is None):
         raise DyCokeError("give BUNDLE, or with --dry-run --model NAME instead of it")
+    if model is None and (tp, max_frames) != (None, None):
+        raise DyCokeError("--tp and --max-frames are for --model; a bundle has its own")
+    if as_json and not dry_run:
+        raise DyCokeError("--json has no effect without --dry-run")
     if target == "cpu":
+        if kv_fraction is not None:
+            raise DyCokeError("--kv-fraction is for GPUs; on a CPU use --kv-tokens")
         if dry_run or bundle is None:
             raise DyCokeError("--target cpu compiles nothing: leave out --dry-run and give BUNDLE")
         options = {"kv_tokens": kv_tokens, "tokens_per_block": tokens_per_block}
@@ -73,7 +84,12 @@ def build(
     if kv_tokens is not None:
         raise DyCokeError("--kv-tokens is for --target cpu; on a GPU use --kv-fraction")
     if model is not None:
-        known = model_of_preset(model, tp=tp, max_frames=max_frames, config=dycoke_config())
+        known = model_of_preset(
+            model,
+            tp=1 if tp is None else tp,
+            max_frames=64 if max_frames is None else max_frames,
+            config=dycoke_config(),
+        )
     else:
         assert bundle is not None
         known = model_of_bundle(bundle)
@@ -82,7 +98,7 @@ def build(
         found,
         tokens_per_block=32 if tokens_per_block is None else tokens_per_block,
         max_batch=max_batch,
-        kv_fraction=kv_fraction,
+        kv_fraction=0.9 if kv_fraction is None else kv_fraction,
     )
     if dry_run:
         _show(known, found, plan, as_json=as_json)

@@ -107,6 +107,8 @@ def _find(source: str, path: Path | None) -> Any:
     from ..core.errors import DyCokeError
 
     if source == "torch":
+        if path is not None:
+            raise DyCokeError(f"--nsys {path} has no effect with --source torch")
         return None
     try:
         found = find_nsys(path)

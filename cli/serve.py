@@ -110,12 +110,15 @@ class _Engines:
 
         from ..bundle.files import open_bundle
         from ..bundle.record import read_record
+        from ..core.errors import DyCokeError
         from ..engines.installed import installed
         from ..triton_repo.trtllm_launch import server_environment, server_options, shm_advice
 
         manifest, folder = open_bundle(bundle), bundle / "engines" / target
         record = read_record(folder, manifest, bundle)
         if record.backend == "native":
+            if counters:
+                raise DyCokeError(f"--counters {counters} has no effect with --target {target}")
             return cls()
         read_record(folder, manifest, bundle, installed=installed())
         if advice := shm_advice(manifest, record, shutil.disk_usage("/dev/shm").total):
