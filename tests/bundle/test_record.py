@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +66,12 @@ def test_a_matching_engine_is_taken(engine: Path, manifest: Manifest) -> None:
 def test_mismatches(
     engine: Path, manifest: Manifest, changes: dict[str, Any], message: str
 ) -> None:
+    """Refused without a look at the engines, whose gigabytes would take more than a second."""
     write(engine, manifest, **changes)
-    begun = time.perf_counter()
+    for name in ("llm/rank0.engine", "vision_ttm.plan"):
+        (engine / name).unlink()  # were they looked at first, this would be the complaint
     with pytest.raises(DyCokeError) as caught:
         read_record(engine, manifest, Path("B"), installed=HERE)
-    assert time.perf_counter() - begun < 1
     assert message in str(caught.value)
     assert "run: dycoke build B --target h100" in str(caught.value)
 
