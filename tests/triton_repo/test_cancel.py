@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from dycoke_trt.core.dims import LlmDims
 from dycoke_trt.engines.cpu import build_cpu
 from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.runtime.protocol import BLS, ENSEMBLE, LLM
-from dycoke_trt.tests.triton_repo.conftest import SERVER_ENVIRONMENT
+from dycoke_trt.tests.triton_repo.conftest import SERVER_ENVIRONMENT, Server
 from dycoke_trt.tests.triton_repo.streams import Reply, connection, metrics, take, tensor
 from dycoke_trt.triton_repo.launcher import RunningServer, serving
 from dycoke_trt.triton_repo.repository import write_repository
@@ -162,6 +164,29 @@ def test_a_waiting_request_is_cancelled_too(slow: RunningServer) -> None:
         assert metrics(slow.metrics)["dycoke_kv_blocks_used"] > 0
         busy.cancel()
         until(lambda: metrics(slow.metrics)["dycoke_kv_blocks_used"] == 0)
+
+
+def test_many_cancelled_streams_leave_the_twin_in_order(server: Server) -> None:
+    """Short streams that end while others are asked whether they were cancelled. Without
+    triton_repo/models/spent.py the model's process dies here about every second time."""
+
+    def cancel_some(seed: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(40):
+            inputs = {"text_input": "Which colour?", "max_tokens": draw.choice([1, 3, LONG])}
+            with connection(server.grpc) as stream:
+                stream.send(BLS, "", [tensor(*item) for item in {**inputs, "stream": True}.items()])
+                for _ in range(draw.randrange(3)):
+                    _, result, error = next(stream.replies())
+                    assert error is None
+                    if result.get_response().parameters["triton_final_response"].bool_param:
+                        break
+                stream.cancel()
+
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(cancel_some, range(12)))
+    server.running.wait(timeout=0)  # raises if a model died
+    until(lambda: metrics(server.metrics)["dycoke_kv_blocks_used"] == 0)
 
 
 KILLED_CLIENT = """

@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ...runtime import protocol as p
 from ...runtime.detokenize import TextStream
 from ...runtime.prompt import load_tokenizer
 from ...runtime.stages import DETOKENISE
-from .llm_calls import stop_generation
+from .llm_calls import Responses, generate, stop_generation
 from .requests import check_parameters, error_response, parameter, tensors, text_tensor
 from .sender import Sender
 
@@ -118,8 +119,9 @@ class TritonPythonModel:
             if name in inputs
         }
         options["streaming"] = np.array([[stream or bool(stop_words)]])
-        responses = self._generate(request_id, [*prompt, *tensors(options)], sender)
-        self._deliver(request_id, responses, stop_words, stream, sender)
+        ready = [*prompt, *tensors(options)]
+        with closing(self._generate(request_id, ready, sender)) as responses:
+            self._deliver(request_id, responses, stop_words, stream, sender)
 
     def _deliver(
         self,
@@ -174,21 +176,17 @@ class TritonPythonModel:
             raise CancelledError
         return {tensor.name(): tensor for tensor in response.output_tensors()}
 
-    def _generate(self, request_id: str, inputs: list[Any], sender: Sender) -> Iterator[Any]:
+    def _generate(self, request_id: str, inputs: list[Any], sender: Sender) -> Responses:
         """The LLM step's responses. Raises StepError; ends early where the client cancelled."""
+        outputs = [spec.name for spec in p.LLM_OUTPUTS]
         self._generating[request_id] = sender
         try:
-            request = pb_utils.InferenceRequest(
-                model_name=p.LLM,
-                request_id=request_id,
-                requested_output_names=[spec.name for spec in p.LLM_OUTPUTS],
-                inputs=inputs,
-            )
-            for response in request.exec(decoupled=True):
-                if response.has_error():
-                    raise StepError(response.error())
-                if response.output_tensors():  # the final flag may come alone
-                    yield response
+            with closing(generate(request_id, inputs, outputs)) as responses:
+                for response in responses:
+                    if response.has_error():
+                        raise StepError(response.error())
+                    if response.output_tensors():  # the final flag may come alone
+                        yield response
         finally:
             self._generating.pop(request_id, None)
 

@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from typing import Any
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from ...runtime.protocol import LLM
+from .spent import SPENT
+
+Responses = Generator[Any, None, None]
+
+
+def generate(request_id: str, inputs: list[Any], outputs: list[str]) -> Responses:
+    """The LLM step's responses to a request, as they arrive.
+
+    Closed before the last one, it ends the generation and reads what is still on its way: the
+    server forgets only responses that were read to their end.
+    """
+    request = pb_utils.InferenceRequest(
+        model_name=LLM, request_id=request_id, requested_output_names=outputs, inputs=inputs
+    )
+    responses = request.exec(decoupled=True)
+    ended = False
+    try:
+        yield from responses
+        ended = True
+    finally:
+        if not ended:
+            stop_generation(request_id)
+            for _ in responses:
+                pass
+        SPENT.keep(responses)
 
 
 def stop_generation(request_id: str) -> None:
@@ -24,6 +52,7 @@ def stop_generation(request_id: str) -> None:
         requested_output_names=["output_ids", "sequence_length"],
         inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
     )
+    # Answered by a final flag without tensors: nothing that would have to be kept.
     for response in request.exec(decoupled=True):
         if response.has_error():
             pb_utils.Logger.log_error(f"stop of {request_id!r}: {response.error().message()}")

@@ -7,6 +7,8 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from .spent import SPENT
+
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -21,6 +23,7 @@ class Sender:
         self._sender = request.get_response_sender()
         self._lock = threading.Lock()
         self._ended = False
+        self._cancelled = False
 
     def send(self, response: Any = None, *, final: bool = False) -> None:
         """Sends a response; `final` ends the request, with or without one."""
@@ -34,4 +37,7 @@ class Sender:
     def is_cancelled(self) -> bool:
         """Whether the client gave up; a question to the server that takes about 0.1 ms."""
         with self._lock:
-            return not self._ended and bool(self._sender.is_cancelled())
+            if not self._ended and not self._cancelled:
+                with SPENT.released():
+                    self._cancelled = bool(self._sender.is_cancelled())
+            return self._cancelled and not self._ended
