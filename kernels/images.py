@@ -16,6 +16,7 @@ from .attention import (
     merge_kernel,
 )
 from .attention import WARPS as ATTENTION_WARPS
+from .common import pipeline_stages
 from .context import WARPS as CONTEXT_WARPS
 from .context import context_constants, context_kernel
 from .fused import WARPS as FUSED_WARPS
@@ -90,6 +91,7 @@ class Variant:
     constants: dict[str, int]
     warps: int
     grid: Grid
+    stages: int = 3  # of software pipelining, for loops that triton pipelines
 
     def parameters(self, dtype: str) -> list[Parameter]:
         found = []
@@ -107,6 +109,7 @@ def plugin_variants(shape: KernelShape, blocks: tuple[int, ...]) -> Iterator[Var
     the second launch reads the sum.
     """
     heads, kv_heads, dim = shape.heads, shape.kv_heads, shape.head_dim
+    stages = pipeline_stages(DTYPES[shape.dtype])
     constants = rotary_constants(heads, kv_heads, dim, 1, write=False)
     groups = -(-(heads + 2 * kv_heads) // constants["HEAD_TILE"])
     grid: Grid = ("tokens", groups, 1)
@@ -122,7 +125,7 @@ def plugin_variants(shape: KernelShape, blocks: tuple[int, ...]) -> Iterator[Var
         yield Variant(f"context_b{block}", context_kernel, constants, CONTEXT_WARPS, grid)
         constants = logits_constants(heads, kv_heads, dim, block, DTYPES[shape.dtype], rotate=True)
         grid = ("rows", kv_heads, "splits")
-        yield Variant(f"logits_b{block}", logits_kernel, constants, SCORE_WARPS, grid)
+        yield Variant(f"logits_b{block}", logits_kernel, constants, SCORE_WARPS, grid, stages)
         constants = select_constants(heads, block, fused=fused)
         yield Variant(f"select_b{block}", select_kernel, constants, SELECT_WARPS, ("rows", 1, 1))
 
@@ -138,15 +141,16 @@ def native_variants(
     grid: Grid = ("tokens", groups, 1)
     yield Variant(f"rotary_write_b{block}", rotary_kernel, constants, ROTARY_WARPS, grid)
     dtype = DTYPES[shape.dtype]
+    stages = pipeline_stages(dtype)
     for splits in (1, 8):
         constants = attention_constants(heads, kv_heads, dim, block, splits, dtype)
         grid, name = ("rows", kv_heads, splits), f"attention_s{splits}_b{block}"
-        yield Variant(name, attention_kernel, constants, ATTENTION_WARPS, grid)
+        yield Variant(name, attention_kernel, constants, ATTENTION_WARPS, grid, stages)
     grid = (f"rows*{heads}", 1, 1)
     yield Variant("merge_s8", merge_kernel, merge_constants(dim, 8), MERGE_WARPS, grid)
     constants = logits_constants(heads, kv_heads, dim, block, dtype, rotate=False)
     grid = ("rows", kv_heads, "splits")
-    yield Variant(f"logits_rotated_b{block}", logits_kernel, constants, SCORE_WARPS, grid)
+    yield Variant(f"logits_rotated_b{block}", logits_kernel, constants, SCORE_WARPS, grid, stages)
     constants = add_norm_constants(hidden, add=True)
     yield Variant("add_norm", add_norm_kernel, constants, FUSED_WARPS, ("rows", 1, 1))
     constants = swiglu_constants(intermediate)
