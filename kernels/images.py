@@ -27,6 +27,8 @@ from .score import WARPS as SCORE_WARPS
 from .score import logits_constants, logits_kernel, scores_constants, scores_kernel
 from .select import WARPS as SELECT_WARPS
 from .select import select_constants, select_kernel
+from .ttm import WARPS as TTM_WARPS
+from .ttm import similarity_constants, similarity_kernel, survivors_constants, survivors_kernel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -34,11 +36,22 @@ _TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # Types of the kernels' parameters by name; T is the model's dtype, what is not here is an int32.
 # "!" marks pointers that must be 16-byte aligned: wide loads are compiled in. Tables are not among
 # them: one row of a pool's table may begin anywhere.
-_MODEL = ("qkv", "out", "query", "pool", "residual", "delta", "weight", "total", "gate_up")
+_MODEL = (
+    "qkv",
+    "out",
+    "query",
+    "pool",
+    "residual",
+    "delta",
+    "weight",
+    "total",
+    "gate_up",
+    "features",
+)
 _FLOATS = ("cos_sin", "partial", "maxima", "sums", "logits", "scores", "state_scores")
 _INTEGERS = (
     "lengths", "context_lengths", "prompt_lengths", "table", "keep_table", "ids", "state_record",
-    "out_table", "out_lengths", "decisions",
+    "out_table", "out_lengths", "decisions", "frame_anchors", "offsets",
 )  # fmt: skip
 _TYPES = {
     **dict.fromkeys(_MODEL, "*T!"),
@@ -47,7 +60,7 @@ _TYPES = {
     **dict.fromkeys(("state_visual", "state_keep"), "*u8!"),
     **dict.fromkeys(("scale", "threshold", "epsilon", "total_heads"), "fp32"),
     "similarities": "*fp32",
-    "counters": "*i64",
+    **dict.fromkeys(("counters", "survivors"), "*i64"),
 }
 
 
@@ -156,3 +169,8 @@ def native_variants(
     constants = swiglu_constants(intermediate)
     grid = ("rows", f"width/{constants['TILE']}", 1)
     yield Variant("swiglu", swiglu_kernel, constants, FUSED_WARPS, grid)
+    tokens, keep = 196, 58  # of a frame of LLaVA-OneVision, and at K = 0.7
+    constants = similarity_constants(tokens, hidden)
+    yield Variant("similarity", similarity_kernel, constants, TTM_WARPS, ("frames", tokens, 1))
+    constants = survivors_constants(tokens, keep)
+    yield Variant("survivors", survivors_kernel, constants, TTM_WARPS, ("frames", 1, 1))

@@ -31,7 +31,7 @@ def load_vision(bundle: Path, device: str, threads: int = 0) -> Vision:
 
     place = find_gpu()
     try:
-        return TorchVision.from_bundle(bundle, place)
+        return TorchVision.from_bundle(bundle, place, kernels=True)
     except torch.OutOfMemoryError:
         raise DyCokeError(
             f"{bundle}: the vision step does not fit in what is free of the GPU's memory"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 
 import torch
@@ -28,9 +29,15 @@ def find_gpu() -> torch.device:
             f"torch {torch.__version__} is built without CUDA, so nothing can run on a GPU; "
             "install a CUDA build of torch, or use --target cpu"
         )
-    if not torch.cuda.is_available():
+    with warnings.catch_warnings(
+        record=True
+    ) as said:  # an old driver is a warning of several lines
+        warnings.simplefilter("always")
+        found_one = torch.cuda.is_available()
+    if not found_one:
+        reason = f" ({str(said[0].message).partition('. ')[0]})" if said else ""
         raise DyCokeError(
-            f"torch {torch.__version__} sees no GPU here; look at `dycoke doctor` and "
+            f"torch {torch.__version__} sees no GPU here{reason}; look at `dycoke doctor` and "
             "CUDA_VISIBLE_DEVICES, or use --target cpu"
         )
     if (found := torch.cuda.get_device_capability(0)) < OLDEST:

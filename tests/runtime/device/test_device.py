@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from dycoke_trt.core.reselection import REUSE
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
+from dycoke_trt.export.vision import export_vision
 from dycoke_trt.runtime.native.device import DeviceQwen2
 from dycoke_trt.runtime.native.engine import EngineLimits, NativeEngine
 from dycoke_trt.runtime.native.graphs import GraphDecoder
@@ -20,6 +22,8 @@ from dycoke_trt.runtime.native.pruning import StepTrace
 from dycoke_trt.runtime.native.sampling import Sampling
 from dycoke_trt.runtime.native.steps import Lane
 from dycoke_trt.runtime.native.weights import load_weights
+from dycoke_trt.runtime.vision import FILE
+from dycoke_trt.runtime.vision_torch import TorchVision
 from dycoke_trt.tests.kernels.device.batches import DEVICE, INTERPRETED
 from dycoke_trt.tests.runtime.tiny import CONFIG, Client, random_weights, video_prompt
 
@@ -42,7 +46,7 @@ def tiny_engine(device: str, config: DyCokeConfig, traces: Traces, chunk: int) -
 @pytest.mark.parametrize(("name", "chunk"), [*zip(CONFIGS, (2048, 7, 2048, 9), strict=True)])
 def test_device_equals_cpu(name: str, chunk: int) -> None:
     """Three requests on two lanes: ragged, batches that change, blocks that are recycled."""
-    answers, traces = [], []
+    answers, traces, counts = [], [], []
     for device in ("host", "device"):
         steps: Traces = []
         client = Client(tiny_engine(device, CONFIGS[name], steps, chunk))
@@ -53,7 +57,10 @@ def test_device_equals_cpu(name: str, chunk: int) -> None:
         client.engine.run_until_idle()
         answers.append([client.tokens(request) for request in client.events])
         traces.append(steps)
+        counts.append(replace(client.engine.selection, seconds=0.0))
     assert answers[0] == answers[1]
+    assert counts[0] == counts[1]
+    assert (counts[0].context > 0) == (name != "off")
     assert len(traces[0]) == len(traces[1]) == (0 if name == "off" else 7)
     for (request, theirs), (other, mine) in zip(*traces, strict=True):
         assert request == other
@@ -125,6 +132,17 @@ def test_unused_lanes_change_nothing() -> None:
     decoder.step([Lane(0, 0, 0, [0])] * 2)
     after = [engine.model.pool, decoder.state.scores, decoder.counters]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_vision_merges_with_the_kernels(tmp_path: Path) -> None:
+    """TTM by kernels/ttm.py inside the vision step keeps the tokens that core/ttm.py keeps."""
+    export_vision(open_checkpoint(MODEL_DIR), tmp_path / FILE, DyCokeConfig(), "fp32")
+    frames = torch.randint(0, 256, (1, 6, 3, 96, 96), dtype=torch.uint8)
+    expected, got = (
+        TorchVision.from_bundle(tmp_path, DEVICE, kernels=kernels)(frames)
+        for kernels in (False, True)
+    )
+    assert torch.equal(got, expected)
 
 
 def test_buckets_are_powers_of_two_up_to_the_batch() -> None:
