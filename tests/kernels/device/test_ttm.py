@@ -7,9 +7,8 @@ import torch
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.core.ttm import similarity, ttm_select
 from dycoke_trt.kernels.ttm import TtmPlan, select_survivors
-from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, few_examples
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from dycoke_trt.tests.draws import assume, few_examples, given, st
+from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES
 
 
 @few_examples
