@@ -118,8 +118,9 @@ class _Engines:
 
         manifest, folder = open_bundle(bundle), bundle / "engines" / target
         if target == "cuda":
-            native_record(bundle, target)
-        record = read_record(folder, manifest, bundle)
+            record = native_record(bundle, target)  # also asks for the GPU
+        else:
+            record = read_record(folder, manifest, bundle)
         if record.backend == "native":
             if counters:
                 raise DyCokeError(f"--counters {counters} has no effect with --target {target}")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .common import LOWEST, check_int32, padded, pipeline_stages, widened
 
-WARPS, MERGE_WARPS = 4, 1
+WARPS, MERGE_WARPS = 4, 4
 TILE = 64  # tokens per step of a program
 
 

@@ -12,7 +12,8 @@ from ...core.errors import DyCokeError
 from ...runtime.native.sampling import Sampling
 from ...runtime.preparation import unpack_words
 from ...runtime.protocol import PROMPT_TABLE
-from .requests import array, scalar, torch_array
+from .requests import array, scalar
+from .torch_tensors import torch_array
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def read_llm_request(request: Any) -> LlmRequest:
 
 
 def _embeddings(request: Any) -> torch.Tensor | None:
-    """fp32 [V, hidden], a copy: the request's memory goes back to the server."""
+    """[V, hidden], a copy: the request's memory goes back to the server."""
     table, rows = torch_array(request, PROMPT_TABLE), scalar(request, "prompt_vocab_size")
     if table is None:
         if rows:
@@ -68,7 +69,7 @@ def _embeddings(request: Any) -> torch.Tensor | None:
         return None
     if table.ndim != 3 or (rows is not None and rows != table.shape[1]):
         raise DyCokeError(f"prompt_vocab_size: {rows}, {PROMPT_TABLE} is {list(table.shape)}")
-    return table[0].to(torch.float32, copy=True)
+    return table[0].clone()
 
 
 def _sampling(request: Any) -> Sampling:

@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
-from torch.utils.dlpack import from_dlpack
 
 from ...core.errors import DyCokeError, QueueFullError
 
@@ -30,17 +28,6 @@ def array(request: Any, name: str) -> NDArray[Any] | None:
     """An input tensor, or None where it was left out."""
     found = pb_utils.get_input_tensor_by_name(request, name)
     return None if found is None else found.as_numpy()
-
-
-def torch_array(request: Any, name: str) -> torch.Tensor | None:
-    """An input tensor on the CPU, or None: for dtypes that numpy does not have, such as BF16."""
-    found = pb_utils.get_input_tensor_by_name(request, name)
-    return None if found is None else from_dlpack(found.to_dlpack()).cpu()
-
-
-def torch_tensor(name: str, value: torch.Tensor) -> Any:
-    """An output tensor of any dtype; it crosses to the other models in the CPU's memory."""
-    return pb_utils.Tensor.from_dlpack(name, value.cpu())
 
 
 def scalar(request: Any, name: str) -> Any:

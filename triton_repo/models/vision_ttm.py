@@ -12,7 +12,8 @@ import triton_python_backend_utils as pb_utils
 from ...bundle.files import open_bundle
 from ...runtime.stages import VISION
 from ...runtime.vision import load_vision
-from .requests import array, check_parameters, error_response, parameter, torch_tensor
+from .requests import array, check_parameters, error_response, parameter
+from .torch_tensors import torch_tensor
 
 
 class TritonPythonModel:
