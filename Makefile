@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint types pytest kernel-grid gpu gpu-sanitize demo clean
+.PHONY: setup test lint types pytest kernel-grid gpu gpu-sanitize gpu-session demo clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,10 @@ kernel-grid: setup
 # On a machine with a GPU: the kernels and the device backend, without and with memory checks.
 gpu: setup
 	$(BIN)/pytest -m gpu tests/kernels/device tests/runtime/device
+
+# The same and the benchmark on a lent machine, without setup: bench/gpu_session.sh says what it needs.
+gpu-session:
+	bench/gpu_session.sh build/gpu-session
 
 gpu-sanitize: setup
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/kernels/device

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core.dims import LlmDims
 from ..core.pool import PoolLayout, encode_table
@@ -17,6 +18,7 @@ from ..kernels.rotary import rotary, rotary_table
 from ..kernels.score import MOST_SPLITS, ScoreWorkspace, reduce_scores, score_logits
 from ..kernels.select import SelectionOutput, select
 from .gpu_rates import CUDA, DEVICE, seconds
+from .gpu_targets import ATTENTION, SELECT_PATH
 
 
 def time_kernels(
@@ -60,33 +62,39 @@ def time_kernels(
     kv = batch * context * dims.kv_heads * dim * item  # K or V of one layer
     logits = batch * dims.heads * context * 4
     row = batch * total * dim * item
+
+    def first(layer: int) -> None:
+        score_logits(rotated, pool, table, lengths, scores, layer=layer)
+
+    def second(given: Tensor | None = None) -> None:
+        select(
+            state, table, lengths, prompts, scores, keep, selection, layers=layers, mode="always",
+            padding=False, scores=given,
+        )  # fmt: skip
+
+    def select_path(layer: int) -> None:
+        first(layer)
+        second()
+
     launches: dict[str, tuple[Callable[[int], None], float]] = {
-        "attention (K and V)": (
+        ATTENTION: (
             lambda layer: paged_attention(
                 rotated, pool, table, lengths, out, attention, heads=dims.heads, layer=layer
             ),
             2 * kv,
         ),
-        "score: logits and statistics": (
-            lambda layer: score_logits(rotated, pool, table, lengths, scores, layer=layer),
-            kv + logits,
-        ),
+        "score: logits and statistics": (first, kv + logits),
         "score, gate, select, compact": (
-            lambda _: select(
-                state, table, lengths, prompts, scores, keep, selection, layers=layers,
-                mode="always", padding=False,
-            ),
+            lambda _: second(),
             logits + 9 * batch * context + 16 * batch * width,
         ),
+        SELECT_PATH: (select_path, kv + 2 * logits + 9 * batch * context + 16 * batch * width),
         "score alone": (
             lambda _: reduce_scores(scores, lengths, shares),
             logits + 4 * batch * width * block,
         ),
         "gate, select, compact": (
-            lambda _: select(
-                state, table, lengths, prompts, scores, keep, selection, layers=layers,
-                mode="always", padding=False, scores=shares,
-            ),
+            lambda _: second(shares),
             13 * batch * context + 16 * batch * width,
         ),
         "rotary and KV write": (

@@ -82,14 +82,18 @@ def describe_gpu() -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "cuda": torch.version.cuda,
     }
-    fields = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit"
+    return found | {"driver_version": "unknown"} | clocks("driver_version,power.limit")
+
+
+def clocks(more: str = "temperature.gpu") -> dict[str, str]:
+    """Clocks of the GPU now, and what else nvidia-smi is asked for; empty where it is not there."""
+    fields = f"clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,{more}"
     try:
         done = subprocess.run(
             ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"],
             capture_output=True, text=True, timeout=30,
         )  # fmt: skip
-        values = done.stdout.strip().split("\n")[0].split(", ")
-        found |= dict(zip(fields.split(","), values, strict=False))
     except (OSError, subprocess.TimeoutExpired):
-        found["driver_version"] = "unknown"
-    return found
+        return {}
+    values = done.stdout.strip().split("\n")[0].split(", ")
+    return dict(zip(fields.split(","), values, strict=False)) if done.returncode == 0 else {}

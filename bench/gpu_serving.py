@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..core.config import DyCokeConfig
 from ..core.dims import LlmDims, ModelDims
-from ..core.ttm import ttm_count, ttm_select
+from ..core.reselection import RESELECT
+from ..core.ttm import ttm_count
 from ..export.vision_graph import pooling_matrix
 from ..runtime.native.blocks import blocks_for
 from ..runtime.native.device import DeviceQwen2
@@ -76,7 +78,7 @@ def random_vision(model: ModelDims, dtype: torch.dtype) -> TorchVision:
     }
     weights["pooling/matrix"] = pooling_matrix(v.patches_per_side).to(DEVICE)
     shape = VisionShape(v.layers, max(1, d // 72), v.patch, v.patches_per_side, 1e-6, True)
-    return TorchVision(shape, weights, DyCokeConfig.paper())
+    return TorchVision(shape, weights, DyCokeConfig.paper(), kernels=True)
 
 
 def time_vision(model: ModelDims, frames: int, dtype: torch.dtype) -> dict[str, float]:
@@ -89,22 +91,9 @@ def time_vision(model: ModelDims, frames: int, dtype: torch.dtype) -> dict[str, 
         features = torch.randn(
             frames, v.tokens_per_frame, model.llm.hidden, device=DEVICE, dtype=dtype
         )
-        index = ttm_select(features, 0.7)
-        rows = features.flatten(0, 1)
-        merge = eager_seconds(lambda: rows[ttm_select(features, 0.7)])
-    return {"encoder_ms": encoder * 1e3, "ttm_ms": merge * 1e3, "survivors": len(index)}
-
-
-def eager_seconds(work: Any, repeats: int = 5) -> float:
-    """Median seconds launched from Python: TTM builds small index tensors on the host."""
-    times = []
-    for _ in range(repeats + 1):
-        synchronise()
-        begun = time.perf_counter()
-        work()
-        synchronise()
-        times.append(time.perf_counter() - begun)
-    return sorted(times[1:])[repeats // 2]
+        survivors = len(vision.merge(features))
+        merge = seconds(lambda: vision.merge(features))
+    return {"encoder_ms": encoder * 1e3, "ttm_ms": merge * 1e3, "survivors": survivors}
 
 
 def visual_tokens(model: ModelDims, frames: int, config: DyCokeConfig) -> int:
@@ -118,7 +107,8 @@ def serve(
     """`batch` equal requests through the engine.
 
     ttft: from submission until every request has its first token. Decoding is timed from there
-    over the steps in which all decode: requests that began first have a few tokens more.
+    over the steps in which all decode: requests that began first have a few tokens more. graph: a
+    step without what the host does between two of them.
     """
     prompt_length = visual + TEXT
     tokens = batch + new  # the first one decodes while the others are prefilled
@@ -154,22 +144,40 @@ def serve(
         engine.step()
     first = time.perf_counter() - begun
     engine.step()  # the first one of the whole batch: its table goes to the device
-    before = decoder.counters.tolist()
+    before = list(decoder.selection.decisions)
     synchronise()
     begun, steps = time.perf_counter(), new - 4
     for _ in range(steps):
         engine.step()
     synchronise()
     per_step = (time.perf_counter() - begun) / steps
-    done = [after - b for after, b in zip(decoder.counters.tolist(), before, strict=True)]
+    done = [now - b for now, b in zip(decoder.selection.decisions, before, strict=True)]
+    graph = graph_seconds(decoder, batch, blocks // batch)
     for name in [str(i) for i in range(batch)]:
         engine.cancel(name)
     engine.step()
     return {
         "ttft_s": first, "ms_per_token": per_step * 1e3, "tokens_per_s": batch / per_step,
         "peak_bytes": torch.cuda.max_memory_allocated() if CUDA else 0,
-        "reselected": done[2] / max(1, sum(done)),
+        "graph_ms": graph * 1e3, "reselected": done[RESELECT] / max(1, sum(done)),
     }  # fmt: skip
+
+
+def graph_seconds(decoder: GraphDecoder, lanes: int, blocks: int, repeats: int = 10) -> float:
+    """Seconds of the last step's graph, launched again; without CUDA of its plain launches."""
+    bucket = decoder._bucket(lanes, blocks)
+    if bucket.graph is None:
+        return eager_seconds(lambda: decoder._run(bucket))
+    replay = bucket.graph.replay
+    return eager_seconds(lambda: [replay() for _ in range(repeats)]) / repeats
+
+
+def eager_seconds(work: Callable[[], object]) -> float:
+    synchronise()
+    begun = time.perf_counter()
+    work()
+    synchronise()
+    return time.perf_counter() - begun
 
 
 def build_transformers(dims: LlmDims, llm: LlmConfig, weights: Weights) -> Any:

@@ -124,9 +124,9 @@ def _program(plan: Plan, folder: Path) -> list[str]:
 def _block_size(plan: Plan) -> int:
     """Tokens per KV block, as the profiled program took it."""
     bundle = Path(plan.bundle)
-    if plan.device != "cpu":
-        return 16  # the default of Pipeline
-    return read_record(bundle / "engines" / "cpu", open_bundle(bundle), bundle).tokens_per_block
+    return read_record(
+        bundle / "engines" / plan.device, open_bundle(bundle), bundle
+    ).tokens_per_block
 
 
 def stage_floors(

@@ -67,10 +67,7 @@ def _offline(plan: Plan) -> Iterator[Ask]:
 
     bundle = Path(plan.bundle)
     # Traces of steps are off: reading them back would be part of what is measured.
-    if plan.device == "cpu":
-        pipeline = Pipeline.from_record(bundle, keep_steps=False)
-    else:
-        pipeline = Pipeline(bundle, device=plan.device, keep_steps=False)
+    pipeline = Pipeline.from_record(bundle, plan.device, keep_steps=False)
 
     def ask() -> dict[str, Any]:
         frames = pipeline.read(Path(plan.video), plan.frames)

@@ -28,6 +28,10 @@ def ask(
             "--server", metavar="HOST:PORT", help="gRPC service of `dycoke serve`; no BUNDLE then."
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="What was built: cpu (default), or cuda for the GPU."),
+    ] = None,
     video: Annotated[Path | None, typer.Option("--video", help="Video file.")] = None,
     frames: Annotated[
         int | None,
@@ -46,6 +50,8 @@ def ask(
     from ..runtime.protocol import DEFAULT_FRAMES
 
     bundle, question = _bundle_and_question(words or [], server)
+    if server is not None and target is not None:
+        raise DyCokeError(f"--target {target} has no effect with --server: it has its own")
     if video is None and frames is not None:
         raise DyCokeError(f"--frames {frames} has no effect without --video")
     frames = DEFAULT_FRAMES if frames is None else frames
@@ -62,7 +68,7 @@ def ask(
     }
     if server is None:
         assert bundle is not None
-        report = _ask_here(bundle, question, video, frames, sampling, options)
+        report = _ask_here(bundle, target or "cpu", question, video, frames, sampling, options)
     else:
         report = _ask_there(server, question, video, frames, sampling, options)
     if as_json:
@@ -98,19 +104,24 @@ def _refuse_idle(temperature: float, top_k: int, top_p: float, seed: int | None)
 
 def _ask_here(
     bundle: Path,
+    target: str,
     question: str,
     video: Path | None,
     frames: int,
     sampling: dict[str, Any],
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    require("onnxruntime", extra="cpu")
+    from ..engines.targets import check_name
+
+    check_name(target)
+    if target == "cpu":
+        require("onnxruntime", extra="cpu")
     from ..runtime.native.sampling import Sampling
     from ..runtime.pipeline import Pipeline
 
     wanted = Sampling(**sampling)
     _refuse_idle(**sampling)
-    pipeline = Pipeline.from_record(bundle)
+    pipeline = Pipeline.from_record(bundle, target, keep_steps=False)
     clip = None if video is None else pipeline.read(video, frames)
     answer = pipeline.ask(clip, question, sampling=wanted, **options)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +23,8 @@ def build(
         str,
         typer.Option(
             "--target",
-            help="cpu, a100, a10, l4, l40s, rtx4090, h100, h200, b200 or this-gpu.",
+            help="cpu or cuda (native backend); a100, a10, l4, l40s, rtx4090, h100, h200, b200 or "
+            "this-gpu (TensorRT).",
             show_default=False,
         ),
     ] = "",
@@ -39,7 +40,8 @@ def build(
         typer.Option("--max-batch", help="Sequences at once; 16 on a CPU, else what fits."),
     ] = None,
     kv_tokens: Annotated[
-        int | None, typer.Option("--kv-tokens", help="CPU: capacity of the KV pool in tokens.")
+        int | None,
+        typer.Option("--kv-tokens", help="cpu, cuda: capacity of the KV pool in tokens."),
     ] = None,
     kv_fraction: Annotated[
         float | None,
@@ -57,7 +59,7 @@ def build(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build a bundle's engines for one target; on a CPU: load and try it, and write the record."""
+    """Build a bundle's engines for one target; cpu, cuda: load and try it, and write the record."""
     from ..core.errors import DyCokeError
 
     if not target:
@@ -76,13 +78,19 @@ def build(
         options = {"kv_tokens": kv_tokens, "tokens_per_block": tokens_per_block}
         _build_cpu(bundle, {**options, "max_batch": max_batch})
         return
+    if target == "cuda":
+        if dry_run or bundle is None:
+            raise DyCokeError("--target cuda compiles nothing: leave out --dry-run and give BUNDLE")
+        options = {"kv_tokens": kv_tokens, "tokens_per_block": tokens_per_block}
+        _build_gpu(bundle, {**options, "max_batch": max_batch, "kv_fraction": kv_fraction})
+        return
     from ..engines.build_plan import plan_build
     from ..engines.model import model_of_bundle, model_of_preset
     from ..engines.targets import find_target
 
     found = find_target(target)
     if kv_tokens is not None:
-        raise DyCokeError("--kv-tokens is for --target cpu; on a GPU use --kv-fraction")
+        raise DyCokeError("--kv-tokens is for cpu and cuda; for engines use --kv-fraction")
     if model is not None:
         known = model_of_preset(
             model,
@@ -117,6 +125,19 @@ def _build_cpu(bundle: Path, options: dict[str, int | None]) -> None:
     defaults = {"kv_tokens": 16_384, "tokens_per_block": 16, "max_batch": 16}
     given = {name: value for name, value in options.items() if value is not None}
     typer.echo(f"{build_cpu(bundle, **{**defaults, **given})} written")
+
+
+def _build_gpu(bundle: Path, options: dict[str, Any]) -> None:
+    from ..bundle.record import EngineRecord
+    from ..runtime.build_gpu import build_gpu
+
+    given = {name: value for name, value in options.items() if value is not None}
+    path = build_gpu(bundle, **given)
+    record = EngineRecord.model_validate_json(path.read_text())
+    typer.echo(
+        f"{path} written: {record.options['gpu']}, KV pool of {record.kv_tokens:,} tokens, "
+        f"batches of up to {record.max_batch}"
+    )
 
 
 def _show(model: Model, target: Target, plan: BuildPlan, *, as_json: bool) -> None:

@@ -76,7 +76,10 @@ def abilities(there: set[str]) -> dict[str, tuple[bool, str]]:
             "pip install 'dycoke-trt[cpu]'",
         ),
         "native backend on the GPU": one(
-            {"GPU", "Triton language"}, "make gpu", "pip install 'dycoke-trt[kernels]' on a GPU"
+            {"GPU", "PyTorch for CUDA", "Triton language"},
+            "dycoke build BUNDLE --target cuda; dycoke ask BUNDLE --target cuda --video FILE "
+            "QUESTION",
+            "pip install 'dycoke-trt[kernels]' on a GPU",
         ),
         "building engines": one(
             engines | {"plugin"},

@@ -62,7 +62,8 @@ def profile(
         raise DyCokeError(
             "--source torch sees one process, a server is several; leave it out, or use --offline"
         )
-    require("onnxruntime", extra="cpu")
+    if device == "cpu":
+        require("onnxruntime", extra="cpu")
     if mode == "server":
         require("tritonclient", extra="server")
     from ..bench.profile import profile as record

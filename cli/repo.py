@@ -14,7 +14,7 @@ def repo(
         Path, typer.Option("--output", "-o", help="Repository to write.", show_default=False)
     ],
     target: Annotated[
-        str, typer.Option("--target", help="What was built: cpu, h100 and so on.")
+        str, typer.Option("--target", help="What was built: cpu, cuda, h100 and so on.")
     ] = "cpu",
     triton_version: Annotated[
         str, typer.Option("--triton-version", help="Of the server that will load it.")

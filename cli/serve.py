@@ -23,7 +23,7 @@ def serve(
         typer.Argument(metavar="[-- OPTION...]", help="Options passed on to tritonserver."),
     ] = None,
     target: Annotated[
-        str, typer.Option("--target", help="What was built: cpu, h100 and so on.")
+        str, typer.Option("--target", help="What was built: cpu, cuda, h100 and so on.")
     ] = "cpu",
     http_port: Annotated[int, typer.Option("--http-port", help="0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option("--grpc-port", help="0 takes a free one.")] = 8001,
@@ -68,8 +68,9 @@ def serve(
     with _terminated_like_interrupted(), _folder(repository) as folder:
         try:
             write_repository(
-                bundle, folder, triton_version=found.version, build=target, threads=threads
-            )
+                bundle, folder, triton_version=found.version, build=target,
+                threads=threads if target == "cpu" else 0,
+            )  # fmt: skip
             _say(f"tritonserver {found.version} ({found.source}), models in {folder}")
             with serving(
                 folder,
@@ -97,7 +98,7 @@ def serve(
 
 @dataclass(frozen=True)
 class _Engines:
-    """What TensorRT engines add to the start of a server; nothing for the target `cpu`."""
+    """What TensorRT engines add to the start of a server; nothing for the native backend."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
     options: Sequence[str] = ()
@@ -112,10 +113,14 @@ class _Engines:
         from ..bundle.record import read_record
         from ..core.errors import DyCokeError
         from ..engines.installed import installed
+        from ..runtime.native.load import native_record
         from ..triton_repo.trtllm_launch import server_environment, server_options, shm_advice
 
         manifest, folder = open_bundle(bundle), bundle / "engines" / target
-        record = read_record(folder, manifest, bundle)
+        if target == "cuda":
+            record = native_record(bundle, target)  # also asks for the GPU
+        else:
+            record = read_record(folder, manifest, bundle)
         if record.backend == "native":
             if counters:
                 raise DyCokeError(f"--counters {counters} has no effect with --target {target}")

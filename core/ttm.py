@@ -41,9 +41,9 @@ def ttm_select(
         raise ValueError(f"features must be [F, N, D] with F, N >= 1, got {list(features.shape)}")
     frames, tokens = features.shape[:2]
     n_keep = tokens_kept_per_frame(tokens, k)
-    anchors = _anchors(frames, mode)
-    compared = [f for f, anchor in enumerate(anchors) if anchor is not None]
-    against = [anchor for anchor in anchors if anchor is not None]
+    by_frame = anchors(frames, mode)
+    compared = [f for f, anchor in enumerate(by_frame) if anchor is not None]
+    against = [anchor for anchor in by_frame if anchor is not None]
 
     if mode == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -59,7 +59,7 @@ def ttm_select(
     whole = torch.arange(tokens, device=features.device)
     parts = [
         frame * tokens + (kept[position[frame]] if frame in position else whole)
-        for frame in range(len(anchors))
+        for frame in range(len(by_frame))
     ]
     return torch.cat(parts)  # type: ignore[return-value]
 
@@ -81,7 +81,7 @@ def ttm_count(frames: int, tokens_per_frame: int, k: float, mode: TtmMode = "pap
             "allowed: integers >= 1"
         )
     n_keep = tokens_kept_per_frame(tokens_per_frame, k)
-    return sum(tokens_per_frame if a is None else n_keep for a in _anchors(frames, mode))
+    return sum(tokens_per_frame if a is None else n_keep for a in anchors(frames, mode))
 
 
 def tokens_kept_per_frame(tokens_per_frame: int, k: float) -> int:
@@ -99,7 +99,7 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     return torch.round(cosine / SIMILARITY_GRID) * SIMILARITY_GRID
 
 
-def _anchors(frames: int, mode: TtmMode) -> Sequence[int | None]:
+def anchors(frames: int, mode: TtmMode) -> Sequence[int | None]:
     """For each output frame, the frame that it is compared with; None keeps it whole.
 
     The list is shorter than `frames` where the released code drops the last frame (F odd).

@@ -116,16 +116,18 @@ def plan_build(
     tokens_per_block: int = 32,
     max_batch: int | None = None,
     kv_fraction: float = 0.9,
+    blocks: tuple[int, ...] = BLOCKS,
 ) -> BuildPlan:
     """The plan; max_batch: by default as many sequences as have room for a longest video each.
 
-    kv_fraction: of what weights, activations and reserve leave. Raises DyCokeError for options out
-    of range, and for a model or a batch that does not fit, with both sizes and the way out.
+    kv_fraction: of what weights, activations and reserve leave. blocks: allowed sizes. Raises
+    DyCokeError for options out of range, and for a model or a batch that does not fit, with both
+    sizes and the way out.
     """
-    if tokens_per_block not in BLOCKS:
+    if tokens_per_block not in blocks:
         raise DyCokeError(
             f"--tokens-per-block {tokens_per_block} is not allowed; "
-            f"allowed: {', '.join(map(str, BLOCKS))}"
+            f"allowed: {', '.join(map(str, blocks))}"
         )
     if not 0 < kv_fraction < 1:
         raise DyCokeError(f"--kv-fraction {kv_fraction} is not allowed; allowed: 0 < fraction < 1")

@@ -64,6 +64,7 @@ def examine() -> list[Finding]:
         _package("TensorRT", TENSORRT, "tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
         _package("TensorRT-LLM", TENSORRT_LLM, "tensorrt-llm"),
         _package("Polygraphy", "", "polygraphy"),
+        _torch(),
         _package("Triton language", "", "triton"),
         _package("ONNX Runtime", "", "onnxruntime", "onnxruntime-gpu"),
         _plugin(),
@@ -96,6 +97,14 @@ def _package(name: str, expected: str, *distributions: str) -> Finding:
         return Finding(name, "missing", "not installed")
     if expected and not (found + ".").startswith(expected + "."):
         return Finding(name, "warning", found, f"written for {expected}")
+    return Finding(name, "ok", found)
+
+
+def _torch() -> Finding:
+    """Builds for a CPU say so in their version; importing torch to ask would take seconds."""
+    found, name = version_of("torch"), "PyTorch for CUDA"
+    if found is None or found.endswith("+cpu"):
+        return Finding(name, "missing", found or "not installed")
     return Finding(name, "ok", found)
 
 

@@ -11,6 +11,7 @@ from ..core.gpus import GPUS, Gpu
 from .this_gpu import VisibleGpu, visible_gpus
 
 THIS_GPU = "this-gpu"
+NATIVE = ("cpu", "cuda")  # the native backend: nothing is compiled ahead of time
 TARGETS = ("a100", "a10", "l4", "l40s", "rtx4090", "h100", "h200", "b200")
 OLDEST_SM = 80  # bf16, and the oldest architecture that the kernels are compiled for
 # Words of the product names that drivers print.
@@ -32,10 +33,10 @@ class Target:
 
 
 def check_name(name: str) -> None:
-    """Raises DyCokeError, listing the names, for one that no target has; `cpu` is one."""
-    if name not in ("cpu", *TARGETS, THIS_GPU):
+    """Raises DyCokeError, listing the names, for one that no target has."""
+    if name not in (*NATIVE, *TARGETS, THIS_GPU):
         raise DyCokeError(
-            f"unknown target {name!r}; allowed: cpu, {', '.join(TARGETS)}, {THIS_GPU}"
+            f"unknown target {name!r}; allowed: {', '.join((*NATIVE, *TARGETS, THIS_GPU))}"
         )
 
 

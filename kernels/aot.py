@@ -114,7 +114,7 @@ def compile_variant(variant: Variant, dtype: str, target: str) -> Any:
     source = ASTSource(
         fn=variant.kernel, signature=signature, constexprs=variant.constants, attrs=attributes
     )
-    options: dict[str, Any] = {"num_warps": variant.warps}
+    options: dict[str, Any] = {"num_warps": variant.warps, "num_stages": variant.stages}
     if target == "ptx":
         options["ptx_version"] = PTX_VERSION
     knobs = triton.knobs

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import LOWEST, check_int32, padded, widened
+from .common import LOWEST, check_int32, padded, pipeline_stages, widened
 
-WARPS, MERGE_WARPS = 4, 1
+WARPS, MERGE_WARPS = 4, 4
 TILE = 64  # tokens per step of a program
 
 
@@ -183,7 +183,7 @@ def paged_attention(
     attention_kernel[(sequences, kv_heads, splits)](
         query, pool, table, lengths, out, workspace.partial, workspace.maxima, workspace.sums,
         layer, table.shape[2], query.stride(0), head_dim**-0.5 if scale is None else scale,
-        **constants, num_warps=WARPS,
+        **constants, num_warps=WARPS, num_stages=pipeline_stages(query.dtype),
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(sequences * heads,)](

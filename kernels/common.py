@@ -59,6 +59,16 @@ def widened(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or INTERPRETED
 
 
+def pipeline_stages(dtype: torch.dtype) -> int:
+    """num_stages of the loops that walk through the paged cache.
+
+    A tile of K waits for its table entry, so triton counts two loads in a row: from 5 stages on
+    there are two buffers per operand, and the next tile is on its way while this one is worked on.
+    With 3 every tile would be waited for. In fp32 two buffers are more than sm_86 and sm_89 have.
+    """
+    return 3 if dtype == torch.float32 else 5
+
+
 def check_int32(**tensors: Tensor) -> None:
     """Kernels read raw memory: another dtype would be garbage, not an error."""
     for name, tensor in tensors.items():

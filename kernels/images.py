@@ -16,6 +16,7 @@ from .attention import (
     merge_kernel,
 )
 from .attention import WARPS as ATTENTION_WARPS
+from .common import pipeline_stages
 from .context import WARPS as CONTEXT_WARPS
 from .context import context_constants, context_kernel
 from .fused import WARPS as FUSED_WARPS
@@ -26,6 +27,8 @@ from .score import WARPS as SCORE_WARPS
 from .score import logits_constants, logits_kernel, scores_constants, scores_kernel
 from .select import WARPS as SELECT_WARPS
 from .select import select_constants, select_kernel
+from .ttm import WARPS as TTM_WARPS
+from .ttm import similarity_constants, similarity_kernel, survivors_constants, survivors_kernel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -33,11 +36,22 @@ _TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # Types of the kernels' parameters by name; T is the model's dtype, what is not here is an int32.
 # "!" marks pointers that must be 16-byte aligned: wide loads are compiled in. Tables are not among
 # them: one row of a pool's table may begin anywhere.
-_MODEL = ("qkv", "out", "query", "pool", "residual", "delta", "weight", "total", "gate_up")
+_MODEL = (
+    "qkv",
+    "out",
+    "query",
+    "pool",
+    "residual",
+    "delta",
+    "weight",
+    "total",
+    "gate_up",
+    "features",
+)
 _FLOATS = ("cos_sin", "partial", "maxima", "sums", "logits", "scores", "state_scores")
 _INTEGERS = (
     "lengths", "context_lengths", "prompt_lengths", "table", "keep_table", "ids", "state_record",
-    "out_table", "out_lengths", "decisions",
+    "out_table", "out_lengths", "decisions", "frame_anchors", "offsets",
 )  # fmt: skip
 _TYPES = {
     **dict.fromkeys(_MODEL, "*T!"),
@@ -46,7 +60,7 @@ _TYPES = {
     **dict.fromkeys(("state_visual", "state_keep"), "*u8!"),
     **dict.fromkeys(("scale", "threshold", "epsilon", "total_heads"), "fp32"),
     "similarities": "*fp32",
-    "counters": "*i64",
+    **dict.fromkeys(("counters", "survivors"), "*i64"),
 }
 
 
@@ -90,6 +104,7 @@ class Variant:
     constants: dict[str, int]
     warps: int
     grid: Grid
+    stages: int = 3  # of software pipelining, for loops that triton pipelines
 
     def parameters(self, dtype: str) -> list[Parameter]:
         found = []
@@ -107,6 +122,7 @@ def plugin_variants(shape: KernelShape, blocks: tuple[int, ...]) -> Iterator[Var
     the second launch reads the sum.
     """
     heads, kv_heads, dim = shape.heads, shape.kv_heads, shape.head_dim
+    stages = pipeline_stages(DTYPES[shape.dtype])
     constants = rotary_constants(heads, kv_heads, dim, 1, write=False)
     groups = -(-(heads + 2 * kv_heads) // constants["HEAD_TILE"])
     grid: Grid = ("tokens", groups, 1)
@@ -122,7 +138,7 @@ def plugin_variants(shape: KernelShape, blocks: tuple[int, ...]) -> Iterator[Var
         yield Variant(f"context_b{block}", context_kernel, constants, CONTEXT_WARPS, grid)
         constants = logits_constants(heads, kv_heads, dim, block, DTYPES[shape.dtype], rotate=True)
         grid = ("rows", kv_heads, "splits")
-        yield Variant(f"logits_b{block}", logits_kernel, constants, SCORE_WARPS, grid)
+        yield Variant(f"logits_b{block}", logits_kernel, constants, SCORE_WARPS, grid, stages)
         constants = select_constants(heads, block, fused=fused)
         yield Variant(f"select_b{block}", select_kernel, constants, SELECT_WARPS, ("rows", 1, 1))
 
@@ -138,17 +154,23 @@ def native_variants(
     grid: Grid = ("tokens", groups, 1)
     yield Variant(f"rotary_write_b{block}", rotary_kernel, constants, ROTARY_WARPS, grid)
     dtype = DTYPES[shape.dtype]
+    stages = pipeline_stages(dtype)
     for splits in (1, 8):
         constants = attention_constants(heads, kv_heads, dim, block, splits, dtype)
         grid, name = ("rows", kv_heads, splits), f"attention_s{splits}_b{block}"
-        yield Variant(name, attention_kernel, constants, ATTENTION_WARPS, grid)
+        yield Variant(name, attention_kernel, constants, ATTENTION_WARPS, grid, stages)
     grid = (f"rows*{heads}", 1, 1)
     yield Variant("merge_s8", merge_kernel, merge_constants(dim, 8), MERGE_WARPS, grid)
     constants = logits_constants(heads, kv_heads, dim, block, dtype, rotate=False)
     grid = ("rows", kv_heads, "splits")
-    yield Variant(f"logits_rotated_b{block}", logits_kernel, constants, SCORE_WARPS, grid)
+    yield Variant(f"logits_rotated_b{block}", logits_kernel, constants, SCORE_WARPS, grid, stages)
     constants = add_norm_constants(hidden, add=True)
     yield Variant("add_norm", add_norm_kernel, constants, FUSED_WARPS, ("rows", 1, 1))
     constants = swiglu_constants(intermediate)
     grid = ("rows", f"width/{constants['TILE']}", 1)
     yield Variant("swiglu", swiglu_kernel, constants, FUSED_WARPS, grid)
+    tokens, keep = 196, 58  # of a frame of LLaVA-OneVision, and at K = 0.7
+    constants = similarity_constants(tokens, hidden)
+    yield Variant("similarity", similarity_kernel, constants, TTM_WARPS, ("frames", tokens, 1))
+    constants = survivors_constants(tokens, keep)
+    yield Variant("survivors", survivors_kernel, constants, TTM_WARPS, ("frames", 1, 1))

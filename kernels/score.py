@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import key_slots
-from .common import LOWEST, check_int32, padded, widened
+from .common import LOWEST, check_int32, padded, pipeline_stages, widened
 
 MOST_SPLITS = 32  # parts of a sequence in the first launch; chosen per batch size
 WARPS = 4
@@ -239,7 +239,7 @@ def score_logits(
         workspace.logits, workspace.maxima, workspace.sums,
         len(qkv) - sequences, context_rows, layer, table.shape[2], workspace.splits,
         head_dim**-0.5 if scale is None else scale,
-        **constants, num_warps=WARPS,
+        **constants, num_warps=WARPS, num_stages=pipeline_stages(qkv.dtype),
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ UNKNOWN = tl.constexpr(3)
 GATE_FULL = tl.constexpr(GATES["full"])
 GATE_ALWAYS = tl.constexpr(GATES["always"])
 GATE_ONCE = tl.constexpr(GATES["once"])
-WARPS = 8
+WARPS = 16
 COLUMNS = 64  # blocks ranked and moved at a time
 NOT_PRUNABLE = tl.constexpr(-1.0)  # scores are sums of probabilities, so never negative
 
@@ -66,24 +66,29 @@ def select_kernel(
     last = tl.load(keys + tl.maximum(prompt - 1, 0) // BLOCK, mask=prompted, other=0)
     key = physical_block(last, layers)
     record = state_record + key.to(tl.int64) * 4
+    # Here and below, loads do not wait for what the one before says: one program runs alone, so
+    # every load in a row costs its whole latency. What does not count is dropped afterwards.
     inside_state = prompted & (key < capacity)
-    known = inside_state & (tl.load(record, mask=inside_state, other=0) == prompt)
-    span_begin = tl.load(record + 1, mask=known, other=0)
-    span_end = tl.minimum(tl.load(record + 2, mask=known, other=0), length)
-    first_step = tl.load(record + 3, mask=known, other=1) > 0
+    recorded = tl.load(record, mask=inside_state, other=0)
+    span_begin = tl.load(record + 1, mask=inside_state, other=0)
+    span_end = tl.load(record + 2, mask=inside_state, other=0)
+    first_step = tl.load(record + 3, mask=inside_state, other=1) > 0
+    known = inside_state & (recorded == prompt)
+    span_begin = tl.where(known, span_begin, 0)
+    span_end = tl.where(known, tl.minimum(span_end, length), 0)
 
     # Scores of the visual tokens, tile by tile: gate sums, block scores, the state's new scores.
     span_first = span_begin // BLOCK
     span_last = tl.where(span_end > span_begin, tl.cdiv(span_end, BLOCK), span_first)
     if FUSED:
         top, inverse = head_statistics(
-            maxima, sums, row, splits, known, HEADS, HEADS_PAD, SPLITS_PAD
+            maxima, sums, row, splits, decode, HEADS, HEADS_PAD, SPLITS_PAD
         )
-    dot = 0.0
-    norm_now = 0.0
-    norm_before = 0.0
-    prunable_count = 0
-    dropped_before = 0
+    dot = tl.zeros([TILE_BLOCKS, BLOCK], tl.float32)
+    norm_now = tl.zeros([TILE_BLOCKS, BLOCK], tl.float32)
+    norm_before = tl.zeros([TILE_BLOCKS, BLOCK], tl.float32)
+    prunable_count = tl.zeros([TILE_BLOCKS], tl.int32)
+    dropped_before = tl.zeros([TILE_BLOCKS], tl.int32)
     for first in range(span_first, span_last, TILE_BLOCKS):
         column = first + tl.arange(0, TILE_BLOCKS)
         slot = tl.arange(0, BLOCK)
@@ -94,6 +99,8 @@ def select_kernel(
         spanned = owned[:, None] & (position >= span_begin) & (position < span_end)
         place = block.to(tl.int64)[:, None] * BLOCK + slot[None, :]
         visual = tl.load(state_visual + place, mask=spanned, other=0) != 0
+        before = tl.load(state_scores + place, mask=spanned & ~first_step, other=0.0)
+        kept = tl.load(state_keep + block, mask=owned, other=1) != 0
         cached = visual & (position < length - 1)
         if FUSED:
             t = first * BLOCK + tl.arange(0, TILE_BLOCKS * BLOCK)
@@ -105,13 +112,13 @@ def select_kernel(
         else:
             line = scores + row.to(tl.int64) * (max_blocks * BLOCK)
             now = tl.load(line + position, mask=cached, other=0.0)
-        before = tl.load(state_scores + place, mask=visual & ~first_step, other=0.0)
+        before = tl.where(visual, before, 0.0)
         # Threads may hold copies of an element: all have read the old score before one writes.
         tl.debug_barrier()
         tl.store(state_scores + place, now, mask=visual)
-        dot += tl.sum(tl.sum(now * before, 1), 0)
-        norm_now += tl.sum(tl.sum(now * now, 1), 0)
-        norm_before += tl.sum(tl.sum(before * before, 1), 0)
+        dot += now * before
+        norm_now += now * now
+        norm_before += before * before
 
         prunable = (tl.sum(visual.to(tl.int32), 1) == BLOCK) & (column < tail)
         merged = tl.where(reduce_max != 0, tl.max(now, 1), tl.sum(now, 1))
@@ -119,19 +126,19 @@ def select_kernel(
         merged = tl.where(merged == merged, merged, float("inf"))
         merged = tl.where(prunable, merged, NOT_PRUNABLE)
         tl.store(block_scores + row * max_blocks + column, merged, mask=here)
-        kept = tl.load(state_keep + block, mask=prunable, other=1) != 0
-        prunable_count += tl.sum(prunable.to(tl.int32), 0)
-        dropped_before += tl.sum((prunable & ~kept).to(tl.int32), 0)
+        prunable_count += prunable.to(tl.int32)
+        dropped_before += (prunable & ~kept).to(tl.int32)
 
     # Gate.
-    norms = tl.sqrt(norm_now) * tl.sqrt(norm_before)
-    cosine = tl.where(norms > 0, dot / tl.where(norms > 0, norms, 1.0), 0.0)
+    norms = tl.sqrt(tl.sum(tl.sum(norm_now, 1), 0)) * tl.sqrt(tl.sum(tl.sum(norm_before, 1), 0))
+    cosine = tl.where(norms > 0, tl.sum(tl.sum(dot, 1), 0) / tl.where(norms > 0, norms, 1.0), 0.0)
     stable = (((cosine >= threshold) & (mode != GATE_ALWAYS)) | (mode == GATE_ONCE)) & ~first_step
     decision = tl.where(stable, tl.where(mode == GATE_FULL, FULL, REUSE), RESELECT)
     decision = tl.where(known, decision, UNKNOWN)
-    wanted = tl.load(keep_table + prunable_count)
-    dropped = tl.where(decision == RESELECT, prunable_count - wanted, 0)
-    dropped = tl.where(decision == REUSE, dropped_before, dropped)
+    prunable_total = tl.sum(prunable_count, 0)
+    wanted = tl.load(keep_table + prunable_total)
+    dropped = tl.where(decision == RESELECT, prunable_total - wanted, 0)
+    dropped = tl.where(decision == REUSE, tl.sum(dropped_before, 0), dropped)
 
     # Selection and compaction. The scores of all blocks are read by all threads.
     tl.debug_barrier()
@@ -157,7 +164,8 @@ def select_kernel(
         value_entry = tl.load(keys + max_blocks + column, mask=column < max_blocks, other=0)
         block = physical_block(key_entry, layers)
         chosen = rank < wanted
-        kept = tl.load(state_keep + block, mask=prunable, other=1) != 0
+        owned = (column < used) & (block < capacity)
+        kept = tl.load(state_keep + block, mask=owned, other=1) != 0
         kept = tl.where(decision == RESELECT, chosen, kept | (decision != REUSE))
         tl.store(state_keep + block, chosen.to(tl.uint8), mask=prunable & (decision == RESELECT))
         keep = (kept | ~prunable) & (column < used)
@@ -185,8 +193,8 @@ def select_kernel(
 
 
 def select_constants(heads: int, tokens_per_block: int, *, fused: bool) -> dict[str, int]:
-    """Scored at a time: 256 tokens where every head's logits are read, else 1024."""
-    tokens = 256 if fused else 1024
+    """Scored at a time: 1024 tokens, or as many as 64 logits per thread allow."""
+    tokens = min(1024, 64 * 32 * WARPS // padded(heads)) if fused else 1024
     return {
         "HEADS": heads, "HEADS_PAD": padded(heads), "SPLITS_PAD": MOST_SPLITS,
         "BLOCK": tokens_per_block, "TILE_BLOCKS": max(1, tokens // tokens_per_block),

@@ -11,13 +11,12 @@ from pathlib import Path
 from torch import Tensor
 
 from ..bundle.files import open_bundle
-from ..bundle.record import read_record
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .answer import decode_speed
 from .detokenize import TextStream
 from .native.engine import EngineLimits
-from .native.load import load_engine
+from .native.load import limits_of, load_engine, native_record
 from .native.pruning import StepTrace
 from .native.request import Event, Request
 from .native.sampling import Sampling
@@ -25,7 +24,7 @@ from .preprocess import resize
 from .prompt import PromptBuilder
 from .stages import DECODE_VIDEO, DETOKENISE, PREPROCESS, VISION
 from .video import read_video
-from .vision import OnnxVision, Vision
+from .vision import Vision, load_vision
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Pipeline:
                 f"k={baked.k}, ttm={baked.ttm!r}; export again with the other values"
             )
         self.prompts = PromptBuilder(bundle, self.manifest)
-        self.vision: Vision = _vision(bundle, device)
+        self.vision: Vision = load_vision(bundle, device)
         self._steps: dict[str, list[StepTrace]] = {}
         self.engine = load_engine(
             bundle,
@@ -89,13 +88,15 @@ class Pipeline:
 
     @classmethod
     def from_record(cls, bundle: Path, target: str = "cpu", *, keep_steps: bool = True) -> Pipeline:
-        """The pipeline that `dycoke build` recorded. Raises DyCokeError where nothing was built."""
-        record = read_record(bundle / "engines" / target, open_bundle(bundle), bundle)
+        """The pipeline that `dycoke build --target cpu` or `cuda` recorded; raises what
+        `native_record` does."""
+        record = native_record(bundle, target)
         return cls(
             bundle,
             kv_tokens=record.kv_tokens,
             tokens_per_block=record.tokens_per_block,
-            limits=EngineLimits(max_batch=record.max_batch),
+            limits=limits_of(record),
+            device=record.target,
             keep_steps=keep_steps,
         )
 
@@ -184,11 +185,3 @@ class Pipeline:
     def _keep_trace(self, request_id: str, step: StepTrace) -> None:
         if request_id in self._steps:
             self._steps[request_id].append(step)
-
-
-def _vision(bundle: Path, device: str) -> Vision:
-    if device == "cpu":
-        return OnnxVision(bundle)
-    from .vision_torch import TorchVision
-
-    return TorchVision.from_bundle(bundle, device)

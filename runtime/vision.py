@@ -1,4 +1,4 @@
-"""The vision step on a CPU: `vision_ttm.onnx` in ONNX Runtime."""
+"""The vision step: `vision_ttm.onnx` in ONNX Runtime on a CPU, its weights in torch on a GPU."""
 
 from __future__ import annotations
 
@@ -17,6 +17,25 @@ class Vision(Protocol):
     """The vision step: uint8 [B, F, 3, S, S], F a multiple of 4 -> [B, M+1, hidden]."""
 
     def __call__(self, frames: Tensor) -> Tensor: ...
+
+
+def load_vision(bundle: Path, device: str, threads: int = 0) -> Vision:
+    """The vision step on `cpu` or `cuda`; threads: of a CPU, 0 takes all cores.
+
+    Raises DyCokeError for a bundle that cannot be loaded, and without a GPU for `cuda`.
+    """
+    if device == "cpu":
+        return OnnxVision(bundle, threads)
+    from .native.gpu import find_gpu
+    from .vision_torch import TorchVision
+
+    place = find_gpu()
+    try:
+        return TorchVision.from_bundle(bundle, place, kernels=True)
+    except torch.OutOfMemoryError:
+        raise DyCokeError(
+            f"{bundle}: the vision step does not fit in what is free of the GPU's memory"
+        ) from None
 
 
 class OnnxVision:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from ..core.errors import DyCokeError
 from ..core.ttm import ttm_merge
 from .onnx_weights import read_onnx
 from .vision import FILE
+
+if TYPE_CHECKING:
+    from ..kernels.ttm import TtmPlan
 
 FRAMES_AT_ONCE = 32  # through the tower; bounds the memory of its activations
 
@@ -41,18 +45,28 @@ class TorchVision:
     """Frames to visual embeddings; a drop-in for OnnxVision.
 
     weights: by the graph's names, matrices [in, out]. The image_newline is `newline/weight`.
+    kernels: TTM by kernels/ttm.py, for a GPU, instead of core/.
     """
 
     def __init__(
-        self, shape: VisionShape, weights: Mapping[str, Tensor], config: DyCokeConfig
+        self,
+        shape: VisionShape,
+        weights: Mapping[str, Tensor],
+        config: DyCokeConfig,
+        *,
+        kernels: bool = False,
     ) -> None:
         self.shape, self.config = shape, config
+        self._kernels = kernels
+        self._plans: dict[tuple[int, int], TtmPlan] = {}
         self._weights = weights
         self._dtype = weights["newline/weight"].dtype
         self._device = weights["newline/weight"].device
 
     @classmethod
-    def from_bundle(cls, bundle: Path, device: torch.device | str) -> TorchVision:
+    def from_bundle(
+        cls, bundle: Path, device: torch.device | str, *, kernels: bool = False
+    ) -> TorchVision:
         """Raises DyCokeError for a graph that this release did not write."""
         path = bundle / FILE
         file = read_onnx(path)
@@ -74,7 +88,8 @@ class TorchVision:
             config = DyCokeConfig.from_json(file.properties["dycoke"])
         except KeyError as error:
             raise DyCokeError(f"{path}: {error} is missing; export again") from None
-        return cls(shape, {name: t.to(device) for name, t in file.tensors.items()}, config)
+        weights = {name: tensor.to(device) for name, tensor in file.tensors.items()}
+        return cls(shape, weights, config, kernels=kernels)
 
     @torch.no_grad()
     def __call__(self, frames: Tensor) -> Tensor:
@@ -84,10 +99,23 @@ class TorchVision:
         pooled = torch.cat([self.features(part) for part in torch.split(flat, FRAMES_AT_ONCE)])
         newline = self._weights["newline/weight"].view(1, -1)
         embeds = [
-            torch.cat([ttm_merge(video, self.config.k, self.config.ttm), newline])
+            torch.cat([self.merge(video), newline])
             for video in pooled.view(videos, count, *pooled.shape[1:])
         ]
         return torch.stack(embeds)
+
+    def merge(self, features: Tensor) -> Tensor:
+        """What TTM keeps of [F, N, hidden]: [M, hidden]."""
+        if not self._kernels:
+            return ttm_merge(features, self.config.k, self.config.ttm)
+        from ..kernels.ttm import TtmPlan, select_survivors  # needs triton
+
+        shape = (features.shape[0], features.shape[1])
+        if shape not in self._plans:
+            self._plans[shape] = TtmPlan.make(
+                *shape, self.config.k, self.config.ttm, features.device
+            )
+        return features.flatten(0, 1)[select_survivors(features, self._plans[shape])]
 
     def features(self, frames: Tensor) -> Tensor:
         """uint8 [n, 3, S, S] -> pooled features [n, N, hidden]."""

@@ -40,9 +40,11 @@ def write_repository(
 
     bundle_path: where the server will see the bundle, if elsewhere (a container's mount).
     triton_version: of the server, which refuses fields newer than itself. threads: of the vision
-    step, 0 takes all cores. A repository written earlier is replaced. Raises DyCokeError for a
-    target that holds anything else, a bundle without that build, or a version that is none.
+    step on a CPU, 0 takes all cores. A repository written earlier is replaced. Raises DyCokeError
+    for a target that holds anything else, a bundle without that build, or a version that is none.
     """
+    if threads and build != "cpu":
+        raise DyCokeError(f"--threads {threads} has no effect with --target {build}")
     manifest = open_bundle(bundle)
     record = read_record(bundle / "engines" / build, manifest, bundle)
     if target.exists() and not (target / MARKER).is_file() and any(target.iterdir()):
@@ -115,7 +117,10 @@ def model_configs(
         parameters=place,
     )
     vision = ModelConfig(
-        p.VISION, (frames,), (embeds,), parameters={**place, "threads": str(threads)}
+        p.VISION,
+        (frames,),
+        (embeds,),
+        parameters={**place, "build": build, "threads": str(threads)},
     )
     llm = ModelConfig(
         p.LLM, llm_inputs, p.LLM_OUTPUTS, decoupled=True, parameters={**place, "build": build}

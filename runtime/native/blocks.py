@@ -12,6 +12,7 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
+        self._owned = bytearray(num_blocks)  # a GPU's pool may have 600,000 blocks: no searching
 
     @property
     def free(self) -> int:
@@ -21,12 +22,17 @@ class BlockPool:
         """Takes `count` blocks; ValueError if fewer are free (callers check `free` first)."""
         if count > len(self._free):
             raise ValueError(f"{count} blocks asked for, {len(self._free)} free")
-        return [self._free.pop() for _ in range(count)]
+        taken = [self._free.pop() for _ in range(count)]
+        for block in taken:
+            self._owned[block] = 1
+        return taken
 
     def release(self, blocks: list[int]) -> None:
         """Gives blocks back. ValueError for one that is free already: a sequence freed twice."""
-        if set(blocks) & set(self._free):
-            raise ValueError(f"blocks {sorted(set(blocks) & set(self._free))} are free already")
+        if twice := sorted(block for block in blocks if not self._owned[block]):
+            raise ValueError(f"blocks {twice} are free already")
+        for block in blocks:
+            self._owned[block] = 0
         self._free.extend(reversed(blocks))
 
 

@@ -63,8 +63,8 @@ class NativeEngine:
                 model.layout.num_blocks, self._size, model.device, config.granularity
             )
             self._tables = PruningTables(config, model.layout.num_blocks, self._size)
-        self.selection = SelectionCounts()  # only of steps on a CPU
         self._decoder = model.step_decoder(config, self._state, self.limits.max_batch)
+        self.selection = SelectionCounts() if self._decoder is None else self._decoder.selection
         self._lock = threading.Condition()
         self._queue: deque[Request] = deque()
         self._waits: dict[str, Any] = {}  # open ranges of `queue`, by request id

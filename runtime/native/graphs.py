@@ -2,12 +2,13 @@
 
 A step's inputs lie in fixed buffers; lanes beyond the batch have length 0 and do nothing. Tables
 hold all blocks a sequence owns, so they change only with the batch, not with every block that
-fills. A step costs one small copy to the device, one graph launch, and one copy of the likeliest
-tokens back, which is its only synchronisation.
+fills. A step costs one small copy to the device, one graph launch, and one small copy back (the
+likeliest tokens, and counts of what was selected), which is its only synchronisation.
 """
 
 from __future__ import annotations
 
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from ...kernels.attention import AttentionWorkspace, paged_attention, splits_for
 from ...kernels.common import padded
 from ...kernels.score import MOST_SPLITS, ScoreWorkspace, score_logits
 from ...kernels.select import SelectionOutput, select
-from .pruning import StepTrace, Trace
+from .pruning import SelectionCounts, StepTrace, Trace
 from .steps import Lane, StepResult
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Bucket:
         self.host = torch.zeros(shape, dtype=torch.int32, pin_memory=device.type == "cuda")
         self.inputs = torch.zeros(shape, dtype=torch.int32, device=device)
         self.table = torch.zeros(size, 2, width, dtype=torch.int32, device=device)
-        self.owners: tuple[tuple[int, ...], ...] = ()  # blocks of the lanes that `table` shows
+        self.owners: list[list[int]] = []  # blocks of the lanes that `table` shows
         splits = splits_for(size * layout.kv_heads, decoder.processors, MOST_SPLITS)
         self.attention = AttentionWorkspace(size, config.heads, config.head_dim, splits, device)
         if decoder.state is not None:
@@ -53,7 +54,7 @@ class Bucket:
             self.selection = SelectionOutput.allocate(size, width, device)
             self.selection.counters = decoder.counters
         self.logits = torch.empty(0)
-        self.best = torch.empty(0)
+        self.report = torch.empty(0)  # what a step reads back
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def show(self, lanes: list[Lane], layers: int) -> None:
@@ -62,9 +63,11 @@ class Bucket:
         columns = [(lane.token, lane.length, lane.prompt_length) for lane in lanes]
         self.host[:, : len(lanes)] = torch.tensor(columns, dtype=torch.int32).T
         self.inputs.copy_(self.host, non_blocking=True)
-        owners = tuple(tuple(lane.blocks) for lane in lanes)
-        if owners != self.owners:
-            blocks = [list(own[: self.width]) + [0] * (self.width - len(own)) for own in owners]
+        # A sequence keeps its list as it is: no need to compare thousands of blocks.
+        owners = [lane.blocks for lane in lanes]
+        same = len(owners) == len(self.owners) and all(map(is_, owners, self.owners))
+        if not same:
+            blocks = [own[: self.width] + [0] * (self.width - len(own)) for own in owners]
             table = encode_table(torch.tensor(blocks), layers)
             self.table[: len(lanes)].copy_(table)
             self.owners = owners
@@ -76,6 +79,7 @@ class GraphDecoder:
     Raises DyCokeError for token granularity: what moves is blocks.
 
     counters: int64 [4] on the device, how often each gate decision was taken since the beginning.
+    selection: the same on the host, with what was attended to, as of the last step.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class GraphDecoder:
         )
         self.keep_table = block_keep_table(config.p, model.layout.num_blocks).to(model.device)
         self.counters = torch.zeros(4, dtype=torch.int64, device=model.device)
+        self.selection = SelectionCounts()
         self._buckets: dict[tuple[int, int], Bucket] = {}
         self._memory: Any = None  # graphs share one pool of scratch memory
 
@@ -111,7 +116,12 @@ class GraphDecoder:
             bucket.graph.replay()
         else:
             self._run(bucket)
-        result = StepResult(bucket.best.tolist()[: len(lanes)], bucket.logits)
+        report = bucket.report.tolist()
+        result = StepResult(report[: len(lanes)], bucket.logits)
+        if self.state is not None:
+            *self.selection.decisions, attended = report[bucket.size :]
+            self.selection.context += sum(lane.length for lane in lanes)
+            self.selection.attended += attended
         if trace is not None and self.state is not None:
             for row, lane in enumerate(lanes):
                 trace(row, self._trace(bucket, row, lane))
@@ -179,7 +189,10 @@ class GraphDecoder:
         residual, delta = model.forward(hidden, full, attend)
         _, normed = model.add_norm(residual, delta, model.weights.final_norm)
         bucket.logits = linear(normed, model.weights.lm_head).float()
-        bucket.best = bucket.logits.argmax(-1)
+        bucket.report = bucket.logits.argmax(-1)
+        if state is not None:
+            attended = bucket.selection.lengths.sum(dim=0, keepdim=True)
+            bucket.report = torch.cat([bucket.report, self.counters, attended])
 
     def _trace(self, bucket: Bucket, row: int, lane: Lane) -> StepTrace:
         """What the step did to one lane, read back: for figures and tests, it synchronises."""

@@ -1,4 +1,4 @@
-"""A bundle's language model as an engine that is ready to run."""
+"""A bundle's language model as an engine that is ready to run, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from pathlib import Path
 import torch
 
 from ...bundle.files import open_bundle
-from ...bundle.record import read_record
+from ...bundle.record import EngineRecord, Installed, read_record
 from ...core.config import DyCokeConfig
+from ...core.errors import DyCokeError
 from .engine import EngineLimits, NativeEngine
+from .gpu import CUDA, architecture, find_gpu
 from .model import Qwen2
 from .pruning import StepTrace
 from .weights import load_weights
+
+# A GPU's prefill is fast and its decode step short: larger chunks fill it.
+GPU_PREFILL_CHUNK = 4096
 
 
 def load_engine(
@@ -26,32 +31,61 @@ def load_engine(
     trace: Callable[[str, StepTrace], None] | None = None,
     device: str = "cpu",
 ) -> NativeEngine:
-    """The engine of `bundle`/llm: in fp32 on a CPU, in the bundle's dtype on another device.
+    """The engine of `bundle`/llm: in fp32 on a CPU, in the bundle's dtype on `cuda`.
 
-    kv_tokens: capacity of the pool, rounded up to blocks.
+    kv_tokens: capacity of the pool, rounded up to blocks. Raises DyCokeError without a GPU that
+    can run it, or for weights and a pool that its memory does not hold.
     """
-    kind: type[Qwen2] = Qwen2
-    if device != "cpu":
-        from .device import DeviceQwen2  # needs triton
-
-        kind = DeviceQwen2
-    dtype = torch.float32 if device == "cpu" else None
-    llm, weights = load_weights(bundle / "llm", dtype=dtype, device=device)
     blocks = -(-kv_tokens // tokens_per_block)
-    return NativeEngine(kind(llm, weights, blocks, tokens_per_block), config, limits, trace)
+    if device != CUDA:
+        llm, weights = load_weights(bundle / "llm", dtype=torch.float32)
+        return NativeEngine(Qwen2(llm, weights, blocks, tokens_per_block), config, limits, trace)
+    place = find_gpu()
+    from .device import DeviceQwen2  # needs triton
+
+    try:
+        llm, weights = load_weights(bundle / "llm", device=place)
+        model = DeviceQwen2(llm, weights, blocks, tokens_per_block)
+        return NativeEngine(model, config, limits, trace)
+    except torch.OutOfMemoryError:
+        raise DyCokeError(
+            f"{bundle}: its weights and a KV pool of {kv_tokens} tokens do not fit in what is free "
+            f"of the GPU's memory; run: dycoke build {bundle} --target {CUDA} --kv-fraction 0.5 "
+            "(or less), or end what else runs there"
+        ) from None
+
+
+def native_record(bundle: Path, target: str) -> EngineRecord:
+    """The record of `dycoke build --target cpu` or `cuda`.
+
+    Raises DyCokeError where nothing was built, or from another bundle, or for a GPU of another
+    architecture (its memory, so the size of the pool, is another one too), or for engines that the
+    native backend does not run.
+    """
+    here = Installed(sm=architecture(find_gpu())) if target == CUDA else None
+    record = read_record(bundle / "engines" / target, open_bundle(bundle), bundle, installed=here)
+    if record.backend != "native":
+        raise DyCokeError(
+            f"--target {target} is built for TensorRT-LLM, which runs in a server; run: "
+            f"dycoke serve {bundle} --target {target}"
+        )
+    return record
+
+
+def limits_of(record: EngineRecord) -> EngineLimits:
+    if record.target == CUDA:
+        return EngineLimits(max_batch=record.max_batch, prefill_chunk=GPU_PREFILL_CHUNK)
+    return EngineLimits(max_batch=record.max_batch)
 
 
 def load_built_engine(bundle: Path, build: str = "cpu") -> NativeEngine:
-    """The engine as `dycoke build --target build` recorded it.
-
-    Raises DyCokeError where nothing was built, or from another bundle.
-    """
-    manifest = open_bundle(bundle)
-    record = read_record(bundle / "engines" / build, manifest, bundle)
+    """The engine as `dycoke build --target build` recorded it; raises what `native_record` does."""
+    record = native_record(bundle, build)
     return load_engine(
         bundle,
-        manifest.config,
+        open_bundle(bundle).config,
         kv_tokens=record.kv_tokens,
         tokens_per_block=record.tokens_per_block,
-        limits=EngineLimits(max_batch=record.max_batch),
+        limits=limits_of(record),
+        device=record.target,
     )

@@ -52,7 +52,8 @@ class SelectionCounts:
     """What decode steps selected so far, over all sequences.
 
     decisions: by gate decision (core/reselection.py); context, attended: tokens in context of
-    layers >= l, all and those attended to; seconds: scoring and selecting.
+    layers >= l, all and those attended to; seconds: scoring and selecting, on a CPU (on a GPU they
+    are part of a step that is launched as a whole).
     """
 
     decisions: list[int] = field(default_factory=lambda: [0] * 4)

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from .pruning import Trace
+from .pruning import SelectionCounts, Trace
 
 
 class Lane(NamedTuple):
@@ -24,6 +24,8 @@ class StepResult(NamedTuple):
 
 
 class StepDecoder(Protocol):
+    selection: SelectionCounts
+
     def step(self, lanes: list[Lane], trace: Trace | None = None) -> StepResult:
         """Feeds one token of each lane. trace: as for the CPU's Pruner, called per lane."""
         ...

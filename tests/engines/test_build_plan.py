@@ -126,7 +126,7 @@ def test_dry_run_of_a_bundle_and_of_a_preset() -> None:
 def test_what_the_command_line_refuses() -> None:
     bundle = demo_bundle(DyCokeConfig())
     for args, message in (
-        (("build", bundle, "--target", "h300"), "unknown target 'h300'; allowed: cpu, a100"),
+        (("build", bundle, "--target", "h300"), "unknown target 'h300'; allowed: cpu, cuda, a100"),
         (("build", bundle), "--target is missing"),
         (("build", "--target", "h100"), "give BUNDLE"),
         (("build", "--model", "llava-ov-7b", "--target", "h100"), "--model is for --dry-run"),

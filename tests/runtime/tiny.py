@@ -35,7 +35,7 @@ def random_weights(
 
     def get(name: str) -> torch.Tensor:
         shape = next(shape for suffix, shape in shapes.items() if name.endswith(suffix))
-        noise = torch.randn(shape, generator=generator).to(device)
+        noise = torch.randn(shape, generator=generator).to(device, config.dtype)
         if len(shape) == 1 and "bias" not in name:
             return 1 + 0.1 * noise
         return noise if "bias" in name or "embedding" in name else noise * 0.3

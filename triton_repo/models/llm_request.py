@@ -13,6 +13,7 @@ from ...runtime.native.sampling import Sampling
 from ...runtime.preparation import unpack_words
 from ...runtime.protocol import PROMPT_TABLE
 from .requests import array, scalar
+from .torch_tensors import torch_array
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,15 @@ def read_llm_request(request: Any) -> LlmRequest:
 
 
 def _embeddings(request: Any) -> torch.Tensor | None:
-    """fp32 [V, hidden], a copy: the request's memory goes back to the server."""
-    table, rows = array(request, PROMPT_TABLE), scalar(request, "prompt_vocab_size")
+    """[V, hidden], a copy: the request's memory goes back to the server."""
+    table, rows = torch_array(request, PROMPT_TABLE), scalar(request, "prompt_vocab_size")
     if table is None:
         if rows:
             raise DyCokeError(f"prompt_vocab_size: {rows}, but there is no {PROMPT_TABLE}")
         return None
     if table.ndim != 3 or (rows is not None and rows != table.shape[1]):
         raise DyCokeError(f"prompt_vocab_size: {rows}, {PROMPT_TABLE} is {list(table.shape)}")
-    return torch.from_numpy(table[0]).to(torch.float32, copy=True)
+    return table[0].clone()
 
 
 def _sampling(request: Any) -> Sampling:

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from dycoke_trt.core.pool import PoolLayout, encode_table
-from hypothesis import Phase, settings
-from hypothesis import strategies as st
+from dycoke_trt.tests.draws import st
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -17,11 +16,6 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 # The interpreter computes bf16 wrongly where it computes in bf16 at all.
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-# The interpreter runs every program in numpy: few examples, each with much in it. Explaining a
-# failure would trace every line of every example.
-few_examples = settings(
-    max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]
-)
 POISON_BLOCK = 10**8  # far outside every pool
 
 

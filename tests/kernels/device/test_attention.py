@@ -8,9 +8,8 @@ from dycoke_trt.core import pool as kv_pool
 from dycoke_trt.core.attention import paged_attention as reference
 from dycoke_trt.kernels.attention import AttentionWorkspace, paged_attention, splits_for
 from dycoke_trt.kernels.rotary import rotary, rotary_table
-from dycoke_trt.tests.kernels.device.batches import DEVICE, TOLERANCE, Step, few_examples, steps
-from hypothesis import given
-from hypothesis import strategies as st
+from dycoke_trt.tests.draws import few_examples, given, st
+from dycoke_trt.tests.kernels.device.batches import DEVICE, TOLERANCE, Step, steps
 
 
 @few_examples

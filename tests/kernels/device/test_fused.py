@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from dycoke_trt.kernels.fused import add_norm, swiglu
-from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, TOLERANCE, few_examples
-from hypothesis import given
-from hypothesis import strategies as st
+from dycoke_trt.tests.draws import few_examples, given, st
+from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, TOLERANCE
 from torch.nn.functional import rms_norm, silu
 
 

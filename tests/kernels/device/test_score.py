@@ -7,9 +7,8 @@ from dycoke_trt.core import pool as kv_pool
 from dycoke_trt.core.reselection import visual_scores
 from dycoke_trt.kernels.rotary import rotary, rotary_table
 from dycoke_trt.kernels.score import ScoreWorkspace, reduce_scores, score_logits
-from dycoke_trt.tests.kernels.device.batches import DEVICE, TOLERANCE, Step, few_examples, steps
-from hypothesis import given
-from hypothesis import strategies as st
+from dycoke_trt.tests.draws import few_examples, given, st
+from dycoke_trt.tests.kernels.device.batches import DEVICE, TOLERANCE, Step, steps
 from torch import Tensor
 
 

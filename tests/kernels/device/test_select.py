@@ -23,9 +23,8 @@ from dycoke_trt.core.state import ReselectionState
 from dycoke_trt.kernels.context import write_context
 from dycoke_trt.kernels.score import ScoreWorkspace, score_logits
 from dycoke_trt.kernels.select import SelectionOutput, select
-from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, POISON_BLOCK, few_examples
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from dycoke_trt.tests.draws import assume, few_examples, given, st
+from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, POISON_BLOCK
 from torch import Tensor
 
 VISUAL, LAYERS, THRESHOLD = 100, 2, 0.9

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.core.pool import encode_table
 from dycoke_trt.core.reselection import REUSE
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.export.checkpoint import open_checkpoint
@@ -20,7 +22,9 @@ from dycoke_trt.runtime.native.pruning import StepTrace
 from dycoke_trt.runtime.native.sampling import Sampling
 from dycoke_trt.runtime.native.steps import Lane
 from dycoke_trt.runtime.native.weights import load_weights
-from dycoke_trt.tests.kernels.device.batches import DEVICE, INTERPRETED
+from dycoke_trt.runtime.vision import FILE
+from dycoke_trt.runtime.vision_torch import TorchVision
+from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, INTERPRETED, TOLERANCE
 from dycoke_trt.tests.runtime.tiny import CONFIG, Client, random_weights, video_prompt
 
 CONFIGS = {
@@ -42,7 +46,7 @@ def tiny_engine(device: str, config: DyCokeConfig, traces: Traces, chunk: int) -
 @pytest.mark.parametrize(("name", "chunk"), [*zip(CONFIGS, (2048, 7, 2048, 9), strict=True)])
 def test_device_equals_cpu(name: str, chunk: int) -> None:
     """Three requests on two lanes: ragged, batches that change, blocks that are recycled."""
-    answers, traces = [], []
+    answers, traces, counts = [], [], []
     for device in ("host", "device"):
         steps: Traces = []
         client = Client(tiny_engine(device, CONFIGS[name], steps, chunk))
@@ -53,7 +57,10 @@ def test_device_equals_cpu(name: str, chunk: int) -> None:
         client.engine.run_until_idle()
         answers.append([client.tokens(request) for request in client.events])
         traces.append(steps)
+        counts.append(replace(client.engine.selection, seconds=0.0))
     assert answers[0] == answers[1]
+    assert counts[0] == counts[1]
+    assert (counts[0].context > 0) == (name != "off")
     assert len(traces[0]) == len(traces[1]) == (0 if name == "off" else 7)
     for (request, theirs), (other, mine) in zip(*traces, strict=True):
         assert request == other
@@ -113,6 +120,28 @@ def test_graph_replay_equals_eager_launches(name: str) -> None:
     assert torch.equal(logits[0][0], logits[1][0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_prompt_in_chunks_is_the_prompt(dtype: torch.dtype) -> None:
+    """Head size 64, which torch's fused attention takes: its lower-right mask, and keys from the
+    pool, against one causal pass. On a GPU in bf16 too."""
+    config = replace(CONFIG, head_dim=64, layers=2, dtype=dtype)
+    weights = random_weights(config, device=DEVICE)
+    blocks = torch.tensor([[3, 0, 5, 1]], device=DEVICE)
+    ids = torch.arange(21, device=DEVICE) % config.vocab
+    last = []
+    for chunks in ((21,), (6, 1, 14)):
+        model = DeviceQwen2(config, weights, 6, 8)
+        table = encode_table(blocks, config.layers)[0].long()
+        past = 0
+        for count in chunks:
+            hidden = model.prefill(model.embed(ids[past : past + count]), table, past)
+            past += count
+        last.append(hidden.float())
+    scale = float(last[0].abs().max())
+    tolerance = 1e-4 if dtype == torch.float32 else 4 * TOLERANCE[dtype]
+    torch.testing.assert_close(last[1], last[0], atol=tolerance * scale, rtol=0)
+
+
 def test_unused_lanes_change_nothing() -> None:
     """The step that a graph is recorded with: pool, state and counters stay as they were."""
     engine = tiny_engine("device", CONFIGS["reuse"], [], 2048)
@@ -125,6 +154,20 @@ def test_unused_lanes_change_nothing() -> None:
     decoder.step([Lane(0, 0, 0, [0])] * 2)
     after = [engine.model.pool, decoder.state.scores, decoder.counters]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_vision_merges_with_the_kernels(tmp_path: Path) -> None:
+    """TTM by kernels/ttm.py inside the vision step keeps the tokens that core/ttm.py keeps."""
+    pytest.importorskip("onnx")  # absent on bare GPU machines
+    from dycoke_trt.export.vision import export_vision
+
+    export_vision(open_checkpoint(MODEL_DIR), tmp_path / FILE, DyCokeConfig(), "fp32")
+    frames = torch.randint(0, 256, (1, 6, 3, 96, 96), dtype=torch.uint8)
+    expected, got = (
+        TorchVision.from_bundle(tmp_path, DEVICE, kernels=kernels)(frames)
+        for kernels in (False, True)
+    )
+    assert torch.equal(got, expected)
 
 
 def test_buckets_are_powers_of_two_up_to_the_batch() -> None:
