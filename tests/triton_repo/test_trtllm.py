@@ -18,7 +18,7 @@ from dycoke_trt.engines.targets import find_target
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 from dycoke_trt.triton_repo import trtllm_launch
 from dycoke_trt.triton_repo.repository import write_repository
-from dycoke_trt.triton_repo.trtllm import llm_parameters
+from dycoke_trt.triton_repo.trtllm import CPP_BACKEND, EXECUTOR, llm_parameters
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,14 @@ def test_memory_for_embeddings_and_frames(manifest: Manifest, record: EngineReco
     assert name == "--cuda-memory-pool-byte-size=0"
     assert int(size) >= record.max_batch * manifest.visual_tokens(32) * manifest.llm.hidden * 4
     assert int(size) % 2**20 == 0
-    needed = trtllm_launch.shared_memory(manifest, record)
-    assert trtllm_launch.shm_advice(manifest, record, needed) == ""
-    assert "--shm-size=1g" in trtllm_launch.shm_advice(manifest, record, 64 * 2**20)
+    needed = trtllm_launch.shared_memory(manifest, record, CPP_BACKEND)
+    assert trtllm_launch.shm_advice(manifest, record, CPP_BACKEND, needed) == ""
+    advice = trtllm_launch.shm_advice(manifest, record, CPP_BACKEND, 64 * 2**20)
+    assert "--shm-size=1g" in advice
+    # Tables cross it too where the LLM step is a Python model.
+    table = trtllm_launch.table_bytes(manifest)
+    more = trtllm_launch.shared_memory(manifest, record, EXECUTOR)
+    assert more - needed == record.max_batch * table > 0
 
 
 def test_ranks_under_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:

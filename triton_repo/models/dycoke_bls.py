@@ -28,6 +28,7 @@ from .sender import Sender
 
 _MOST_REQUESTS = 256  # in flight; more wait in line
 _WATCH_SECONDS = 0.005
+_LLM_OUTPUTS = (*p.TOKENS, *p.TOKEN_COUNTS)  # all that every backend of the step has
 
 
 class StepError(Exception):
@@ -181,7 +182,7 @@ class TritonPythonModel:
             request = pb_utils.InferenceRequest(
                 model_name=p.LLM,
                 request_id=request_id,
-                requested_output_names=[spec.name for spec in p.LLM_OUTPUTS],
+                requested_output_names=[spec.name for spec in _LLM_OUTPUTS],
                 inputs=inputs,
             )
             for response in request.exec(decoupled=True):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton_python_backend_utils as pb_utils
+from torch.utils.dlpack import from_dlpack
 
 from ...core.errors import DyCokeError
 from ...runtime.native.sampling import Sampling
@@ -60,15 +62,17 @@ def read_llm_request(request: Any) -> LlmRequest:
 
 
 def _embeddings(request: Any) -> torch.Tensor | None:
-    """fp32 [V, hidden], a copy: the request's memory goes back to the server."""
-    table, rows = array(request, PROMPT_TABLE), scalar(request, "prompt_vocab_size")
-    if table is None:
+    """[V, hidden] as it came, a copy: the request's memory goes back to the server."""
+    given = pb_utils.get_input_tensor_by_name(request, PROMPT_TABLE)
+    rows = scalar(request, "prompt_vocab_size")
+    if given is None:
         if rows:
             raise DyCokeError(f"prompt_vocab_size: {rows}, but there is no {PROMPT_TABLE}")
         return None
+    table = from_dlpack(given.to_dlpack())  # numpy has no bfloat16
     if table.ndim != 3 or (rows is not None and rows != table.shape[1]):
         raise DyCokeError(f"prompt_vocab_size: {rows}, {PROMPT_TABLE} is {list(table.shape)}")
-    return torch.from_numpy(table[0]).to(torch.float32, copy=True)
+    return table[0].clone()
 
 
 def _sampling(request: Any) -> Sampling:
