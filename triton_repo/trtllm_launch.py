@@ -104,11 +104,21 @@ def choose_llm(wanted: str, server: TritonServer, *, has_bindings: bool) -> str:
     return chosen
 
 
-def mpi_command(command: Sequence[str], world_size: int) -> list[str]:
+def mpi_environment(patience: int) -> dict[str, str]:
+    """Open MPI kills ranks a second after it asked them to end: too early for streams in flight.
+
+    patience: seconds. Both names, of Open MPI 4 and of its launcher from 5 on.
+    """
+    name = "odls_base_sigkill_timeout"
+    return {f"OMPI_MCA_{name}": str(patience), f"PRTE_MCA_{name}": str(patience)}
+
+
+def mpi_command(command: Sequence[str], world_size: int, path: str) -> list[str]:
     """One server per rank. The first serves clients; the others load the LLM's rank alone and
     listen nowhere, so that no port is wanted twice.
 
-    Raises DyCokeError without mpirun.
+    path: PATH of the servers, whose first python3 runs their models: mpirun puts its own folder
+    before it. Raises DyCokeError without mpirun.
     """
     mpirun = shutil.which("mpirun")
     if mpirun is None:
@@ -121,7 +131,8 @@ def mpi_command(command: Sequence[str], world_size: int) -> list[str]:
     worker = [option for option in options if not option.startswith(services)]
     quiet = [f"--allow-{service}=false" for service in ("http", "grpc", "metrics")]
     alone = ["--model-control-mode=explicit", f"--load-model={LLM}"]
-    ranks = [mpirun, "--allow-run-as-root", "-n", "1", binary, *options]
+    begin = ["-n", "1", "env", f"PATH={path}", binary]
+    ranks = [mpirun, "--allow-run-as-root", *begin, *options]
     for _ in range(world_size - 1):
-        ranks += [":", "-n", "1", binary, *worker, *quiet, *alone]
+        ranks += [":", *begin, *worker, *quiet, *alone]
     return ranks

@@ -19,6 +19,7 @@ def test_doctor_here() -> None:
     report = json.loads(done.stdout)
     found = {finding["name"]: finding for finding in report["findings"]}
     assert {"GPU", "TensorRT", "TensorRT-LLM", "plugin", "counters", "Triton server"} <= set(found)
+    assert "--llm executor" in found["backend tensorrtllm"]["note"]
     assert report["works"]["answers on the CPU"]
     assert report["containers"][0]["tensorrt_llm"] == "1.2.1"
     assert "UNVERIFIED" in report["containers"][0]["source"]

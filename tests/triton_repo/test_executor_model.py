@@ -6,7 +6,9 @@ The vision step is that of a CPU, since a plan needs a GPU; everything else is w
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -43,6 +45,7 @@ from dycoke_trt.tests.triton_repo.streams import (
 )
 from dycoke_trt.tests.trtllm_standin.build import BATCH, BLOCK, FOLDER, TARGET, write_engines
 from dycoke_trt.triton_repo.launcher import RunningServer, serving
+from dycoke_trt.triton_repo.processes import stubs_of
 from dycoke_trt.triton_repo.repository import write_repository
 from dycoke_trt.triton_repo.tritonserver import TritonServer
 from dycoke_trt.triton_repo.trtllm import CPP_BACKEND, EXECUTOR
@@ -254,6 +257,35 @@ def test_embeddings_in_bfloat16(tmp_path: Path) -> None:
         assert error is None
         found = result.as_numpy("output_ids").reshape(-1).tolist()
     assert found == [token for event in events for token in event.tokens]
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed")
+def test_ranks_under_mpirun(tmp_path: Path) -> None:
+    """A server per rank: the first answers, the second works for it; both end, and neither a
+    process nor its memory stays. The death of any rank's model ends all."""
+    bundle = tmp_path / "bundle"
+    export_bundle(MODEL_DIR, bundle, CONFIG, dtype="float16", max_frames=8)
+    write_engines(bundle)
+    repository = with_standin(
+        write_repository(bundle, tmp_path / "models", build=TARGET, llm=EXECUTOR)
+    )
+    for folder in repository.iterdir():
+        if folder.is_dir() and folder.name != LLM:
+            shutil.rmtree(folder)
+    log = tmp_path / "log"
+    options: dict[str, Any] = {"environment": SERVER_ENVIRONMENT, "log_file": log, "world_size": 2}
+    with serving(repository, **options) as running:
+        until(lambda: len(stubs_of(running.pid, repository)) == 2)
+        stubs = stubs_of(running.pid, repository)
+        reply = ask(running.grpc, LLM, llm_inputs(5))
+        assert not reply.error
+    assert not any(Path(f"/proc/{stub.pid}").exists() for stub in stubs)
+
+    with serving(repository, **options) as running:
+        os.kill(stubs_of(running.pid, repository)[0].pid, signal.SIGKILL)
+        with pytest.raises(DyCokeError, match="model tensorrt_llm died"):
+            running.wait(60)
+    until(lambda: not stubs_of(running.pid, repository))
 
 
 def test_what_runs_the_llm_is_chosen_by_what_is_there(tmp_path: Path) -> None:

@@ -139,15 +139,16 @@ def test_memory_for_embeddings_and_frames(manifest: Manifest, record: EngineReco
 def test_ranks_under_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["/bin/tritonserver", "--model-repository=/m", "--grpc-port=8001", "--log-verbose=1"]
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    made = " ".join(trtllm_launch.mpi_command(command, 2))
+    made = " ".join(trtllm_launch.mpi_command(command, 2, "/env/bin:/bin"))
     first, second = made.split(" : ")
-    assert first == f"/usr/bin/mpirun --allow-run-as-root -n 1 {' '.join(command)}"
-    assert second.startswith("-n 1 /bin/tritonserver --model-repository=/m --log-verbose=1")
+    rank = "-n 1 env PATH=/env/bin:/bin"
+    assert first == f"/usr/bin/mpirun --allow-run-as-root {rank} {' '.join(command)}"
+    assert second.startswith(f"{rank} /bin/tritonserver --model-repository=/m --log-verbose=1")
     assert second.endswith("--model-control-mode=explicit --load-model=tensorrt_llm")
     assert "--grpc-port" not in second
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(DyCokeError, match="TP=2 needs mpirun"):
-        trtllm_launch.mpi_command(command, 2)
+        trtllm_launch.mpi_command(command, 2, "/env/bin:/bin")
 
 
 def test_serve_refuses_a_plan_that_was_cut_short(bundle: Path, tmp_path: Path) -> None:

@@ -30,9 +30,12 @@ import sys
 from pathlib import Path
 from dycoke_trt.kernels.aot import write_images
 from dycoke_trt.kernels.images import KernelShape, plugin_variants
-for name, heads, ranks in (("one", (4, 2), 1), ("two", (2, 1), 2)):
-    shape = KernelShape(*heads, 16, "float32", ranks)
-    targets = ["sm_90", "ptx"] if ranks == 1 else ["sm_90"]
+for name, heads, dtype, ranks in (
+    ("one", (4, 2), "float32", 1), ("two", (2, 1), "float32", 2),
+    ("half_one", (4, 2), "float16", 1), ("half_two", (2, 1), "float16", 2),
+):
+    shape = KernelShape(*heads, 16, dtype, ranks)
+    targets = ["sm_90", "ptx"] if name == "one" else ["sm_90"]
     write_images(Path(sys.argv[1]) / name, shape, plugin_variants(shape, (8,)), targets)
 """
 
@@ -73,7 +76,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_inside(library: Path, images: Path, flags: tuple[str, ...], *tests: str) -> None:
     """Compiles the rest beside `library` and runs tests of inside/ on it."""
     folder = library.parent
-    for name in ("one", "two"):
+    for name in ("one", "two", "half_one", "half_two"):
         (folder / name).symlink_to(images / name)
     compile_cpp("fake_cuda.cpp", folder / "libcuda.so.1", "-Wl,-soname,libcuda.so.1", *flags)
     compile_cpp("harness.cpp", folder / "libharness.so", *flags)

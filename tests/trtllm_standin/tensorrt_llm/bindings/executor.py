@@ -3,9 +3,10 @@
 It replaces what is compiled, and nothing else: an `Executor` of the same methods, whose engine is
 the native backend on the bundle that the engine directory lies in. It batches in a thread of its
 own, feeds prompts in chunks of max_num_tokens, and answers as the executor does: an end token is
-not part of the output, a stop word is; numbers instead of names; errors as responses. It counts
-decisions in the file that the plugins would write. A request with the seed FAILING gets an error,
-one with the seed FATAL breaks the executor.
+not part of the output, a stop word is; numbers instead of names; errors as responses. Under mpirun
+the first rank takes requests, and the others work until it ends (they compute nothing here). It
+counts decisions in the file that the plugins would write. A request with the seed FAILING gets an
+error, one with the seed FATAL breaks the executor.
 """
 
 from __future__ import annotations
@@ -85,6 +86,10 @@ class Executor:
             bundle, manifest.config, kv_tokens=tokens, tokens_per_block=self._block,
             limits=EngineLimits(max_batch=batch, max_queue=100_000, prefill_chunk=chunk),
         )  # fmt: skip
+        self._leading = Path(model_path) / ".leading"  # exists while the first rank works
+        self._leads = os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0"
+        if self._leads:
+            self._leading.touch()
         self._numbers = count(1)
         self._ready = threading.Condition()
         self._responses: list[Response] = []
@@ -94,7 +99,7 @@ class Executor:
         self._thread.start()
 
     def can_enqueue_requests(self) -> bool:
-        return True
+        return self._leads
 
     def enqueue_request(self, request: Request) -> int:
         if not isinstance(request, Request):
@@ -134,6 +139,11 @@ class Executor:
         return [IterationStats(self._engine.in_flight() - waiting, waiting, pool)]
 
     def shutdown(self) -> None:
+        if self._leads:
+            self._leading.unlink(missing_ok=True)
+        else:
+            while self._leading.exists():
+                self._stopping.wait(0.05)
         self._stopping.set()
         self._thread.join()
 
