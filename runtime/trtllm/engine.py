@@ -6,6 +6,7 @@ waits for its responses; any thread may `submit` and `cancel`.
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,11 +18,15 @@ import torch
 from ...bundle.manifest import Manifest
 from ...bundle.record import EngineRecord
 from ...core.errors import DyCokeError, QueueFullError
+from ...core.reselection import FULL, RESELECT, REUSE, UNKNOWN
+from ...engines.counters import counters_path, read_counters
+from ...engines.plugin_nodes import COUNTERS
 from ..native.pruning import SelectionCounts
 from ..native.request import Event, Finish, Request, Sequence, check_request
 from .config import check_limits, executor_config, executor_request
 
 MOST_WAITING = 256  # requests beside a full batch
+_DECISIONS = {"full": FULL, "reused": REUSE, "reselected": RESELECT, "unknown": UNKNOWN}
 _PATIENCE = timedelta(milliseconds=20)  # how long a step waits for responses
 
 
@@ -58,7 +63,8 @@ class ExecutorEngine:
         self._rows = int(record.options["max_table_rows"]) // record.max_batch
         blocks = record.kv_tokens // record.tokens_per_block
         self.blocks = PoolUse(blocks, blocks)
-        self.selection = SelectionCounts()  # stays 0: the plugins count (DYCOKE_COUNTERS_FILE)
+        self.selection = SelectionCounts()  # decisions alone, and where the plugins publish them
+        self._counters = counters_path(os.environ.get(COUNTERS, ""), os.getpid())
         self._executor = bindings.Executor(
             directory, bindings.ModelType.DECODER_ONLY, executor_config(bindings, record)
         )
@@ -206,5 +212,9 @@ class ExecutorEngine:
                 pool = statistics[-1].kv_cache_stats
                 if pool is not None:
                     self.blocks = PoolUse(pool.max_num_blocks, pool.free_num_blocks)
+            if self._counters.is_file():
+                rows = read_counters(self._counters)
+                for name, decision in _DECISIONS.items():
+                    self.selection.decisions[decision] = rows[name]
             if not self._running:  # no iteration says so
                 self._waiting, self.blocks.free = 0, self.blocks.num_blocks

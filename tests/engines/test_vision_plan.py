@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+import torch
 from dycoke_trt.bundle.manifest import read_manifest
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.engines.this_gpu import visible_gpus
 from dycoke_trt.engines.vision_plan import build_vision_plan, config_options, profile_ranges
+from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.tests.support import demo_bundle
 from dycoke_trt.verify.vision_plan import (
+    BOUNDS,
     check_vision_plan,
+    reference_vision,
     relative_difference,
     synthetic_frames,
 )
 from numpy.typing import NDArray
 
-Frames, Rows = NDArray[Any], NDArray[np.float32]
+Frames: TypeAlias = NDArray[Any]
+Rows: TypeAlias = NDArray[np.float32]
 
 needs_tensorrt = pytest.mark.skipif(
     find_spec("tensorrt") is None or not visible_gpus(), reason="needs a GPU and TensorRT"
@@ -84,10 +90,25 @@ def test_differences_ignore_a_swapped_token_and_nothing_else() -> None:
     assert clip.dtype == np.dtype(np.uint8)
 
 
+def test_what_the_plan_is_compared_with(tmp_path: Path) -> None:
+    """ONNX Runtime, and torch for bfloat16, which it does not hand out: they agree on the CPU."""
+    bundle = tmp_path / "bundle"
+    export_bundle(MODEL_DIR, bundle, DyCokeConfig(), dtype="bfloat16", max_frames=4)
+    clip = synthetic_frames(4, read_manifest(bundle).vision.image_size)
+    exact = reference_vision(demo_bundle(DyCokeConfig()), "float32", "cpu")(clip)
+    rounded = reference_vision(bundle, "bfloat16", "cpu")(clip)
+    assert rounded.dtype == np.float32
+    assert 0 < relative_difference(rounded, exact) < BOUNDS["bfloat16"]
+    with pytest.raises(DyCokeError, match="no CUDAExecutionProvider here"):
+        reference_vision(bundle, "float16")
+
+
 @pytest.mark.trt
 @needs_tensorrt
-def test_the_plan_equals_the_graph(tmp_path: Path) -> None:
-    bundle = demo_bundle(DyCokeConfig())
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_plan_equals_the_graph(tmp_path: Path, dtype: str) -> None:
+    bundle = tmp_path / "bundle"
+    export_bundle(MODEL_DIR, bundle, DyCokeConfig(), dtype=dtype, max_frames=32)
     manifest = read_manifest(bundle)
     build_vision_plan(bundle, manifest, tmp_path, tmp_path / "timing.cache")
     assert (tmp_path / "timing.cache").is_file()
@@ -96,12 +117,7 @@ def test_the_plan_equals_the_graph(tmp_path: Path) -> None:
 
 
 def in_onnxruntime(bundle: Path, _folder: Path, frames: Frames) -> Rows:
-    import onnxruntime
-
-    graph = str(bundle / "vision_ttm.onnx")
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    (rows,) = session.run(["visual_embeds"], {"frames": frames})
-    return np.asarray(rows, np.float32)
+    return reference_vision(bundle, "float32", "cpu")(frames)
 
 
 def in_tensorrt(bundle: Path, folder: Path, frames: Frames) -> Rows:
@@ -111,7 +127,8 @@ def in_tensorrt(bundle: Path, folder: Path, frames: Frames) -> Rows:
     plan = build_vision_plan(bundle, read_manifest(bundle), folder, folder / "timing.cache")
     with TrtRunner(EngineFromBytes(BytesFromPath(str(plan)))) as runner:
         runner.set_profile(0)
-        return np.array(runner.infer({"frames": frames})["visual_embeds"], np.float32)
+        given = {"frames": torch.from_numpy(frames).cuda()}
+        return np.asarray(runner.infer(given)["visual_embeds"].float().cpu())
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.demo.mp4 import encode_mp4
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, make_sample
 from dycoke_trt.engines.cpu import build_cpu
+from dycoke_trt.engines.doctor import counters_finding
 from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.runtime.native.load import load_engine
 from dycoke_trt.runtime.native.request import Event, Request
@@ -216,9 +217,10 @@ def test_refusals_have_the_status_of_an_invalid_argument(server: Server) -> None
 
 
 def test_decisions_are_counted_where_the_plugins_count(server: Server) -> None:
-    from dycoke_trt.engines.doctor import counters_finding
-
-    assert not ask(server.grpc, BLS, question(3)).error
+    for number in (3, 4):
+        assert not ask(server.grpc, BLS, question(number)).error
+    until(lambda: server.metric("dycoke_gate_decisions_total/reselect") > 0)
+    assert server.metric("dycoke_gate_decisions_total/unknown") == 0
     found = counters_finding(str(server.counters))
     assert found.status == "ok"
     assert "0 unknown" in found.value

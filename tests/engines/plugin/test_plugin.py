@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.engines.installed import plugin_library
 from dycoke_trt.engines.plugin_build import _cuda_headers, build_plugin, tensorrt_major
 from dycoke_trt.tests.support import assert_one_line, dycoke
 
@@ -112,6 +113,11 @@ def test_life_cycle_and_numerics(library: Path, images: Path) -> None:
 def test_life_cycle_with_sanitizers(tmp_path: Path, images: Path) -> None:
     library = build_plugin(tmp_path, Path(INCLUDE), flags=SANITIZE)
     run_inside(library, images, SANITIZE, "test_life_cycle.py")
+
+
+@needs_headers
+def test_the_library_says_what_it_is_for(library: Path) -> None:
+    assert plugin_library(library) == library.resolve()
 
 
 @needs_headers

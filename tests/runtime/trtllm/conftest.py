@@ -7,7 +7,6 @@ DYCOKE_TEST_MODEL names another checkpoint than the demo's, whose heads are only
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.engines.build import build_engines
 from dycoke_trt.engines.build_plan import plan_build
+from dycoke_trt.engines.counters import ROWS, counters_path, read_counters
 from dycoke_trt.engines.model import model_of_bundle
 from dycoke_trt.engines.plugin_nodes import COUNTERS
 from dycoke_trt.engines.targets import find_target
@@ -36,7 +36,6 @@ from dycoke_trt.tests.trtllm_standin.build import BATCH, BLOCK, TARGET, write_en
 PRUNED = DyCokeConfig(k=0.5, l=2, p=0.5)
 STOCK = DyCokeConfig(k=0.5, l=2, p=0.0)
 _PATIENCE = 10.0  # seconds until counters that do not move have failed
-_COUNTED = ("full", "reused", "reselected", "unknown")
 
 
 @dataclass
@@ -73,9 +72,8 @@ class Backend:
 
     def counted(self) -> dict[str, int]:
         """Rows by decision so far, of this process."""
-        path = Path(str(self.counters).replace("%p", str(os.getpid())))
-        rows: dict[str, int] = json.loads(path.read_text())["rows"] if path.exists() else {}
-        return {name: rows.get(name, 0) for name in _COUNTED}
+        path = counters_path(str(self.counters), os.getpid())
+        return read_counters(path) if path.exists() else dict.fromkeys(ROWS, 0)
 
     def counted_at_last(self, expected: int, before: dict[str, int]) -> dict[str, int]:
         """Rows since `before`, once there are `expected`: they are published every second."""

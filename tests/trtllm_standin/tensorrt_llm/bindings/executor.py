@@ -23,6 +23,7 @@ from typing import Any
 
 from dycoke_trt.bundle.files import open_bundle
 from dycoke_trt.core.reselection import FULL, RESELECT, REUSE, UNKNOWN
+from dycoke_trt.engines.counters import counters_path
 from dycoke_trt.runtime.native import request as native
 from dycoke_trt.runtime.native.engine import EngineLimits
 from dycoke_trt.runtime.native.load import load_engine
@@ -196,7 +197,7 @@ class Executor:
 
     def _count(self) -> None:
         if name := os.environ.get("DYCOKE_COUNTERS_FILE"):
-            path = Path(name.replace("%p", str(os.getpid())))
+            path = counters_path(name, os.getpid())
             _published[id(self)] = list(self._engine.selection.decisions)
             total = [sum(counts) for counts in zip(*_published.values(), strict=True)]
             rows = {name: total[decision] for name, decision in _COUNTED.items()}
