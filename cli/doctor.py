@@ -19,7 +19,7 @@ def doctor(as_json: AsJson = False) -> None:
     from ..engines.doctor import CONTAINERS, examine, matching_container
     from ..engines.installed import installed
 
-    findings = [*examine(), _triton()]
+    findings = [*examine(), *_triton()]
     works = abilities({finding.name for finding in findings if finding.status != "missing"})
     here = installed()
     match = matching_container(here.tensorrt_llm, here.tensorrt)
@@ -93,13 +93,21 @@ def abilities(there: set[str]) -> dict[str, tuple[bool, str]]:
     }
 
 
-def _triton() -> Finding:
+def _triton() -> list[Finding]:
+    """The server, and whether it has TensorRT-LLM's backend, which decides what runs engines."""
     from ..core.errors import DyCokeError
     from ..engines.doctor import Finding
     from ..triton_repo.tritonserver import find_tritonserver
+    from ..triton_repo.trtllm import CPP_BACKEND, EXECUTOR
 
+    name = f"backend {CPP_BACKEND}"
     try:
         server = find_tritonserver()
-        return Finding("Triton server", "ok", f"{server.version} ({server.source})")
+        found = Finding("Triton server", "ok", f"{server.version} ({server.source})")
     except DyCokeError as error:
-        return Finding("Triton server", "missing", "none", str(error))
+        return [Finding("Triton server", "missing", "none", str(error))]
+    library = server.backend_library(CPP_BACKEND)
+    if library.is_file():
+        return [found, Finding(name, "ok", str(library))]
+    instead = f"engines are served with --llm {EXECUTOR}, a Python model"
+    return [found, Finding(name, "missing", "none", instead)]

@@ -23,6 +23,10 @@ def repo(
         Path | None,
         typer.Option("--bundle-path", help="Where that server sees the bundle, if elsewhere."),
     ] = None,
+    llm: Annotated[
+        str,
+        typer.Option("--llm", help="Engines: tensorrtllm (Triton's C++ backend) or executor."),
+    ] = "tensorrtllm",
     threads: Annotated[
         int, typer.Option("--threads", help="CPU threads of the vision step; 0 takes all cores.")
     ] = 0,
@@ -31,8 +35,11 @@ def repo(
     from ..core.errors import DyCokeError
     from ..engines.targets import check_name
     from ..triton_repo.repository import write_repository
+    from ..triton_repo.trtllm import CPP_BACKEND, EXECUTOR
 
     check_name(target)
+    if llm not in (CPP_BACKEND, EXECUTOR):
+        raise DyCokeError(f"--llm {llm!r} is not allowed; allowed: {CPP_BACKEND}, {EXECUTOR}")
     if threads < 0:
         raise DyCokeError(f"--threads {threads} is not allowed; allowed: an integer >= 0")
     written = write_repository(
@@ -41,6 +48,7 @@ def repo(
         bundle_path=bundle_path,
         triton_version=triton_version,
         build=target,
+        llm=llm,
         threads=threads,
     )
     typer.echo(f"{written}: start it with: tritonserver --model-repository={written.resolve()}")

@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..triton_repo.server_log import LoadEvent
+    from ..triton_repo.tritonserver import TritonServer
 
 
 def serve(
@@ -51,6 +52,14 @@ def serve(
     counters: Annotated[
         str, typer.Option("--counters", help="Engines: file that the plugins count decisions in.")
     ] = "",
+    llm: Annotated[
+        str | None,
+        typer.Option(
+            "--llm",
+            help="Engines: tensorrtllm (Triton's C++ backend), executor (a Python model), or auto.",
+            show_default="auto",
+        ),
+    ] = None,
 ) -> None:
     """Serve a bundle with Triton: writes the model repository, starts the server, watches it."""
     from ..core.errors import DyCokeError
@@ -64,13 +73,17 @@ def serve(
         raise DyCokeError(f"--threads {threads} is not allowed; allowed: an integer >= 0")
     ports = choose_ports(Ports(http_port, grpc_port, metrics_port, host))
     found = find_tritonserver(tritonserver)
-    engines = _Engines.of(bundle, target, counters)
+    engines = _Engines.of(bundle, target, counters, llm, found)
     with _terminated_like_interrupted(), _folder(repository) as folder:
         try:
             write_repository(
-                bundle, folder, triton_version=found.version, build=target,
+                bundle,
+                folder,
+                triton_version=found.version,
+                build=target,
+                llm=engines.llm,
                 threads=threads if target == "cpu" else 0,
-            )  # fmt: skip
+            )
             _say(f"tritonserver {found.version} ({found.source}), models in {folder}")
             with serving(
                 folder,
@@ -103,9 +116,12 @@ class _Engines:
     environment: Mapping[str, str] = field(default_factory=dict)
     options: Sequence[str] = ()
     world_size: int = 1
+    llm: str = "tensorrtllm"
 
     @classmethod
-    def of(cls, bundle: Path, target: str, counters: str) -> _Engines:
+    def of(
+        cls, bundle: Path, target: str, counters: str, llm: str | None, server: TritonServer
+    ) -> _Engines:
         """Raises DyCokeError, in under a second, for engines that do not fit this machine."""
         import shutil
 
@@ -114,7 +130,12 @@ class _Engines:
         from ..core.errors import DyCokeError
         from ..engines.installed import installed
         from ..runtime.native.load import native_record
-        from ..triton_repo.trtllm_launch import server_environment, server_options, shm_advice
+        from ..triton_repo.trtllm_launch import (
+            choose_llm,
+            server_environment,
+            server_options,
+            shm_advice,
+        )
 
         manifest, folder = open_bundle(bundle), bundle / "engines" / target
         if target == "cuda":
@@ -124,14 +145,20 @@ class _Engines:
         if record.backend == "native":
             if counters:
                 raise DyCokeError(f"--counters {counters} has no effect with --target {target}")
+            if llm is not None:
+                raise DyCokeError(f"--llm {llm} has no effect with --target {target}")
             return cls()
-        read_record(folder, manifest, bundle, installed=installed())
-        if advice := shm_advice(manifest, record, shutil.disk_usage("/dev/shm").total):
+        here = installed()
+        read_record(folder, manifest, bundle, installed=here)
+        chosen = choose_llm(llm or "auto", server, has_bindings=here.tensorrt_llm is not None)
+        _say(f"tensorrt_llm runs on: {chosen}")
+        if advice := shm_advice(manifest, record, chosen, shutil.disk_usage("/dev/shm").total):
             _say(advice)
         return cls(
             server_environment(folder, record, counters),
             server_options(manifest, record),
             manifest.llm.tp,
+            chosen,
         )
 
 

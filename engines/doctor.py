@@ -6,13 +6,12 @@ UNVERIFIED, and a machine that disagrees with them is right.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from ..core.errors import DyCokeError
+from .counters import ROWS, counters_path, read_counters
 from .installed import plugin_library, version_of
 from .plugin_nodes import COUNTERS, PLUGIN_ABI
 from .targets import OLDEST_SM
@@ -121,20 +120,19 @@ def counters_finding(name: str | None) -> Finding:
     could have been pruned are a warning: something keeps the plugin from knowing its sequences."""
     if not name:
         return Finding("counters", "missing", "off", f"set {COUNTERS}=FILE for the server")
-    path = Path(name)
-    files = sorted(path.parent.glob(path.name.replace("%p", "*")))
+    pattern = counters_path(name, "*")
+    files = sorted(pattern.parent.glob(pattern.name))
     if not files:
         return Finding("counters", "missing", name, "no such file: no step has run yet")
-    rows: dict[str, int] = {}
+    rows = dict.fromkeys(ROWS, 0)
     for file in files:
         try:
-            counted = json.loads(file.read_text())["rows"]
-            for decision, count in counted.items():
-                rows[decision] = rows.get(decision, 0) + int(count)
-        except (OSError, ValueError, KeyError, AttributeError):
+            for decision, count in read_counters(file).items():
+                rows[decision] += count
+        except DyCokeError:
             return Finding("counters", "warning", str(file), "not a counters file")
     value = ", ".join(f"{count} {decision}" for decision, count in rows.items())
-    if rows.get("unknown", 0):
+    if rows["unknown"]:
         note = "unknown rows were not pruned: block reuse or an engine of another server's state"
         return Finding("counters", "warning", value, note)
     return Finding("counters", "ok", value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from .this_gpu import visible_gpus
 
 CONTAINER = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
 PLUGIN_VARIABLE = "DYCOKE_PLUGIN_LIBRARY"
+_MARK = re.compile(rb"dycoke-plugin abi=(\d+) tensorrt=(\d+);")  # engines/plugin/entry.cpp
 _TENSORRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")  # what the package has been called
 
 
@@ -58,15 +60,27 @@ def require_tensorrt(*, llm: bool) -> tuple[str, str | None]:
 def plugin_library(given: Path | None = None) -> Path:
     """The plugin library: `given`, else DYCOKE_PLUGIN_LIBRARY, else build/plugin/ here.
 
-    Raises DyCokeError for none, or for a file that is no shared library.
+    Raises DyCokeError for none, for a file that is no shared library, and for one that another
+    release of this toolkit built, or for another TensorRT.
     """
     named = given or (Path(v) if (v := os.environ.get(PLUGIN_VARIABLE)) else None)
     path = named or _built_library()
     if not path.is_file():
         raise DyCokeError(f"{path}: no plugin library there; run: dycoke plugin build")
-    with path.open("rb") as file:
-        if file.read(4) != b"\x7fELF":
-            raise DyCokeError(f"{path} is no shared library; run: dycoke plugin build")
+    content = path.read_bytes()
+    if not content.startswith(b"\x7fELF"):
+        raise DyCokeError(f"{path} is no shared library; run: dycoke plugin build")
+    mark = _MARK.search(content)
+    abi, major = (int(mark[1]), int(mark[2])) if mark else (None, None)
+    if abi != PLUGIN_ABI:
+        raise DyCokeError(
+            f"{path} has plugin ABI {abi}, this release has {PLUGIN_ABI}; run: dycoke plugin build"
+        )
+    here = version_of(*_TENSORRT)
+    if here is not None and here.partition(".")[0] != str(major):
+        raise DyCokeError(
+            f"{path} is for TensorRT {major}, here it is {here}; run: dycoke plugin build"
+        )
     return path.resolve()
 
 

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..core.errors import DyCokeError
+from .plugin_nodes import PLUGIN_ABI
 
 SOURCES = Path(__file__).parent / "plugin"
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror")
@@ -49,7 +50,8 @@ def build_plugin(
         draft = Path(work) / library.name
         command = [
             compiler, "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread",
-            *WARNINGS, *flags, "-isystem", str(tensorrt), "-isystem", str(cuda),
+            f"-DDYCOKE_PLUGIN_ABI={PLUGIN_ABI}", *WARNINGS, *flags,
+            "-isystem", str(tensorrt), "-isystem", str(cuda),
             *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(draft),
             f"-Wl,-soname,{library.name}", f"-Wl,--version-script={SOURCES / 'exports.map'}",
             "-ldl",

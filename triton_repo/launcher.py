@@ -29,7 +29,7 @@ from ..core.errors import DyCokeError
 from .processes import Stub, end_group, how_it_ended, spawn, stubs_of, wait_ended, wait_for_death
 from .server_log import LoadEvent, LogReader, explain
 from .tritonserver import Ports, TritonServer, find_tritonserver
-from .trtllm_launch import mpi_command
+from .trtllm_launch import mpi_command, mpi_environment
 
 EXIT_TIMEOUT = 10  # seconds that requests in flight get when the server ends
 _GRACE = 5  # seconds after that, before SIGKILL
@@ -130,9 +130,11 @@ def serving(
         ]
         repository = repository.resolve()
         command = found.command(repository, ports, options)
+        variables = {**found.environment(), **(environment or {})}
         if world_size > 1:
-            command = mpi_command(command, world_size)
-        process = spawn(command, {**found.environment(), **(environment or {})}, log)
+            command = mpi_command(command, world_size, variables["PATH"])
+            variables |= mpi_environment(EXIT_TIMEOUT)
+        process = spawn(command, variables, log)
         wake_out, wake_in = os.pipe()
         server = RunningServer(ports, log, process.pid)
         watcher = None

@@ -11,7 +11,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -56,8 +56,10 @@ def spawn(
 
 
 def stubs_of(server: int, repository: Path) -> list[Stub]:
-    """The stubs of the server with that process id, by the model folder they name."""
+    """The stubs below the process with that id, by the model folder they name: children of a
+    server, or of the servers that mpirun started."""
     found = []
+    parents: dict[int, int] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
@@ -65,9 +67,16 @@ def stubs_of(server: int, repository: Path) -> list[Stub]:
             arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
             # "pid (name) state ppid ...", where the name may hold anything
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == server and _STUB in arguments[0]:
+            parents[int(folder.name)] = parent
+            if _STUB in arguments[0]:
                 found.append(Stub(int(folder.name), _model(arguments, repository)))
-    return sorted(found)
+    return sorted(stub for stub in found if server in _ancestors(stub.pid, parents))
+
+
+def _ancestors(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
+    while pid in parents:
+        pid = parents[pid]
+        yield pid
 
 
 def _model(arguments: Sequence[str], repository: Path) -> str:

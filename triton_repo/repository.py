@@ -2,7 +2,8 @@
 
 preprocessing -> vision_ttm -> tensorrt_llm -> postprocessing is the ensemble `dycoke`;
 `dycoke_bls` runs the same steps as one model. Every model.py is a shim into this package; with
-engines of TensorRT, vision_ttm and tensorrt_llm are theirs (trtllm.py), under the same names.
+engines of TensorRT, vision_ttm and tensorrt_llm are theirs (trtllm.py), under the same names; a
+server without the C++ backend runs tensorrt_llm in Python, on TensorRT-LLM's executor.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..bundle.record import EngineRecord, read_record
 from ..core.errors import DyCokeError
 from ..runtime import protocol as p
 from .model_config import ModelConfig, Step
-from .trtllm import llm_config, vision_config
+from .trtllm import CPP_BACKEND, EXECUTOR, llm_config, vision_config
 
 # Servers before this one refuse the field (it came with release 25.11).
 MAX_INFLIGHT_SINCE = (2, 64)
@@ -34,26 +35,31 @@ def write_repository(
     bundle_path: Path | None = None,
     triton_version: str = "2.51.0",
     build: str = "cpu",
+    llm: str = CPP_BACKEND,
     threads: int = 0,
 ) -> Path:
     """Writes the repository `target` for what `dycoke build --target build` made of `bundle`.
 
     bundle_path: where the server will see the bundle, if elsewhere (a container's mount).
-    triton_version: of the server, which refuses fields newer than itself. threads: of the vision
-    step on a CPU, 0 takes all cores. A repository written earlier is replaced. Raises DyCokeError
-    for a target that holds anything else, a bundle without that build, or a version that is none.
+    triton_version: of the server, which refuses fields newer than itself. llm: what runs
+    TensorRT-LLM engines, CPP_BACKEND or EXECUTOR. threads: of the vision step on a CPU, 0 takes all
+    cores. A repository written earlier is replaced. Raises DyCokeError for a target that holds
+    anything else, a bundle without that build, or a version that is none.
     """
     if threads and build != "cpu":
         raise DyCokeError(f"--threads {threads} has no effect with --target {build}")
     manifest = open_bundle(bundle)
     record = read_record(bundle / "engines" / build, manifest, bundle)
+    if record.backend == "native" and llm != CPP_BACKEND:
+        raise DyCokeError(f"--llm {llm} has no effect with --target {build}")
     if target.exists() and not (target / MARKER).is_file() and any(target.iterdir()):
         raise DyCokeError(f"{target} exists and is no model repository; choose another directory")
     seen = str(bundle_path or bundle.resolve())
     version_ = parse_version(triton_version)
     configs = model_configs(manifest, version_, seen, build=build, threads=threads)
     if record.backend == "trtllm":
-        configs = with_engines(configs, manifest, record, f"{seen}/engines/{build}")
+        engines = f"{seen}/engines/{build}"
+        configs = with_engines(configs, manifest, record, engines, executor=llm == EXECUTOR)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -150,10 +156,21 @@ def model_configs(
 
 
 def with_engines(
-    configs: list[ModelConfig], manifest: Manifest, record: EngineRecord, engines: str
+    configs: list[ModelConfig],
+    manifest: Manifest,
+    record: EngineRecord,
+    engines: str,
+    *,
+    executor: bool,
 ) -> list[ModelConfig]:
-    """The same models, with `vision_ttm` and `tensorrt_llm` run by TensorRT, which marks neither
-    begin nor end of a stream. engines: the engine directory as the server sees it."""
+    """The same models, with `vision_ttm` and `tensorrt_llm` run by TensorRT.
+
+    engines: the engine directory as the server sees it. executor: `tensorrt_llm` stays our model in
+    Python; otherwise it is the C++ backend, which marks neither begin nor end of a stream.
+    """
+    if executor:
+        plan = vision_config(manifest)
+        return [plan if config.name == p.VISION else config for config in configs]
     unmarked = [name.name for name in p.STREAM_MARKS]
     changed = {p.VISION: vision_config(manifest), p.LLM: llm_config(manifest, record, engines)}
     found = []

@@ -76,6 +76,11 @@ class TritonServer:
             found["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
         return found
 
+    def backend_library(self, name: str) -> Path:
+        """Where this server looks for the C++ backend `name`; the file may not be there."""
+        folder = self.binary.resolve().parent.parent / "backends" / name
+        return folder / f"libtriton_{name}.so"
+
     @contextmanager
     def backends(self) -> Iterator[list[str]]:
         """Arguments that name the backend directory, while it exists.

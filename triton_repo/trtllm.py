@@ -15,6 +15,9 @@ from ..engines.vision_plan import PLAN_FILE, profile_ranges
 from ..runtime import protocol as p
 from .model_config import ModelConfig
 
+# What runs `tensorrt_llm` on engines: TensorRT-LLM's backend in C++, or our model in Python.
+CPP_BACKEND, EXECUTOR = "tensorrtllm", "executor"
+LLM_CHOICES = ("auto", CPP_BACKEND, EXECUTOR)
 _WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 _CANCEL_MILLISECONDS = 100  # how often the backend looks for cancelled requests
 _QUEUE_MICROSECONDS = 0  # in-flight batching needs no waiting for company
@@ -50,7 +53,7 @@ def llm_config(manifest: Manifest, record: EngineRecord, engines: str) -> ModelC
         p.LLM,
         p.llm_inputs(manifest.llm.hidden, manifest.llm.dtype),
         (*p.TOKENS, *p.TOKEN_COUNTS),
-        backend="tensorrtllm",
+        backend=CPP_BACKEND,
         decoupled=True,
         max_batch=record.max_batch,
         ragged=True,

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..bundle.manifest import Manifest
 from ..bundle.record import EngineRecord
 from ..core.errors import DyCokeError
+from ..engines.installed import CONTAINER
 from ..engines.model import ELEMENT_BYTES
 from ..engines.plugin_nodes import AUTOREGISTER, COUNTERS, LIBRARY
 from ..runtime.protocol import LLM
+from .tritonserver import TritonServer
+from .trtllm import CPP_BACKEND, EXECUTOR, LLM_CHOICES
 
 _MIB = 2**20
 _LEAST_POOL = 64 * _MIB  # Triton's own default for CUDA memory
@@ -28,8 +32,11 @@ def server_environment(engines: Path, record: EngineRecord, counters: str = "") 
     """Additions to the server's environment. counters: file that the plugins count in, or "".
 
     LD_PRELOAD is what reaches every process that deserialises an engine, workers too.
+    Raises DyCokeError for counters of engines without plugins.
     """
     if LIBRARY not in record.files:
+        if counters:
+            raise DyCokeError(f"--counters {counters} has no effect: no plugins with --p 0")
         return {}
     library = str((engines / LIBRARY).resolve())
     before = os.environ.get("LD_PRELOAD", "")
@@ -40,23 +47,32 @@ def server_environment(engines: Path, record: EngineRecord, counters: str = "") 
 def server_options(manifest: Manifest, record: EngineRecord) -> list[str]:
     """Options of tritonserver. Visual embeddings go from the plan to the LLM through Triton's pool
     of CUDA memory on GPU 0: it holds a table for every sequence of a full batch."""
-    most = manifest.vision.max_frames // 4 * 4
-    table = manifest.visual_tokens(most) * manifest.llm.hidden
-    needed = record.max_batch * table * ELEMENT_BYTES[manifest.vision.dtype]
+    needed = record.max_batch * table_bytes(manifest)
     pool = -(-max(needed, _LEAST_POOL) // _MIB) * _MIB
     return [f"--cuda-memory-pool-byte-size=0:{pool}"]
 
 
-def shared_memory(manifest: Manifest, record: EngineRecord) -> int:
-    """Bytes of /dev/shm that a full batch may take: frames cross it between Triton and its Python
-    models, twice per request (as they came, and resized). For docker's --shm-size."""
+def table_bytes(manifest: Manifest) -> int:
+    """Of the largest prompt embedding table of one request."""
+    most = manifest.vision.max_frames // 4 * 4
+    rows = manifest.visual_tokens(most)
+    return rows * manifest.llm.hidden * ELEMENT_BYTES[manifest.vision.dtype]
+
+
+def shared_memory(manifest: Manifest, record: EngineRecord, llm: str) -> int:
+    """Bytes of /dev/shm that a full batch may take. For docker's --shm-size.
+
+    Frames cross it between Triton and its Python models, twice per request (as they came, and
+    resized), and so does the embedding table where `tensorrt_llm` is one of these (llm: EXECUTOR).
+    """
     frames = manifest.vision.max_frames * 3 * manifest.vision.image_size**2
-    return _BASE_SHARED + 2 * record.max_batch * frames
+    table = table_bytes(manifest) if llm == EXECUTOR else 0
+    return _BASE_SHARED + record.max_batch * (2 * frames + table)
 
 
-def shm_advice(manifest: Manifest, record: EngineRecord, available: int) -> str:
+def shm_advice(manifest: Manifest, record: EngineRecord, llm: str, available: int) -> str:
     """A line for a container that was given too little; "" where it is enough."""
-    needed = shared_memory(manifest, record)
+    needed = shared_memory(manifest, record, llm)
     if available >= needed:
         return ""
     gib = -(-needed // 2**30)
@@ -66,11 +82,43 @@ def shm_advice(manifest: Manifest, record: EngineRecord, available: int) -> str:
     )
 
 
-def mpi_command(command: Sequence[str], world_size: int) -> list[str]:
+def choose_llm(wanted: str, server: TritonServer, *, has_bindings: bool) -> str:
+    """CPP_BACKEND or EXECUTOR; `auto` is the first where the server has it.
+
+    has_bindings: TensorRT-LLM is installed for Python. Raises DyCokeError for an unknown name, and
+    for one that cannot run on this machine.
+    """
+    if wanted not in LLM_CHOICES:
+        raise DyCokeError(f"--llm {wanted!r} is not allowed; allowed: {', '.join(LLM_CHOICES)}")
+    library = server.backend_library(CPP_BACKEND)
+    has_library = library.is_file()
+    chosen = wanted if wanted != "auto" else CPP_BACKEND if has_library else EXECUTOR
+    if chosen == CPP_BACKEND and not has_library:
+        raise DyCokeError(f"--llm {CPP_BACKEND}: {library} is missing; use --llm {EXECUTOR}")
+    if chosen == EXECUTOR and not has_bindings:
+        absent = "" if has_library else f", nor is there {library}"
+        raise DyCokeError(
+            f"--llm {wanted}: tensorrt_llm is not installed in {sys.executable}{absent}; serve in "
+            f"{CONTAINER}"
+        )
+    return chosen
+
+
+def mpi_environment(patience: int) -> dict[str, str]:
+    """Open MPI kills ranks a second after it asked them to end: too early for streams in flight.
+
+    patience: seconds. Both names, of Open MPI 4 and of its launcher from 5 on.
+    """
+    name = "odls_base_sigkill_timeout"
+    return {f"OMPI_MCA_{name}": str(patience), f"PRTE_MCA_{name}": str(patience)}
+
+
+def mpi_command(command: Sequence[str], world_size: int, path: str) -> list[str]:
     """One server per rank. The first serves clients; the others load the LLM's rank alone and
     listen nowhere, so that no port is wanted twice.
 
-    Raises DyCokeError without mpirun.
+    path: PATH of the servers, whose first python3 runs their models: mpirun puts its own folder
+    before it. Raises DyCokeError without mpirun.
     """
     mpirun = shutil.which("mpirun")
     if mpirun is None:
@@ -83,7 +131,8 @@ def mpi_command(command: Sequence[str], world_size: int) -> list[str]:
     worker = [option for option in options if not option.startswith(services)]
     quiet = [f"--allow-{service}=false" for service in ("http", "grpc", "metrics")]
     alone = ["--model-control-mode=explicit", f"--load-model={LLM}"]
-    ranks = [mpirun, "--allow-run-as-root", "-n", "1", binary, *options]
+    begin = ["-n", "1", "env", f"PATH={path}", binary]
+    ranks = [mpirun, "--allow-run-as-root", *begin, *options]
     for _ in range(world_size - 1):
-        ranks += [":", "-n", "1", binary, *worker, *quiet, *alone]
+        ranks += [":", *begin, *worker, *quiet, *alone]
     return ranks

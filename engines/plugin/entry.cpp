@@ -21,6 +21,12 @@ namespace {
 
 using nvinfer1::IPluginCreatorInterface;
 
+// Read by `dycoke build` and `dycoke doctor` from the file, which they do not load.
+#define DYCOKE_TEXT(number) #number
+#define DYCOKE_NUMBER(macro) DYCOKE_TEXT(macro)
+__attribute__((used)) char const kMark[] = "dycoke-plugin abi=" DYCOKE_NUMBER(DYCOKE_PLUGIN_ABI)
+    " tensorrt=" DYCOKE_NUMBER(NV_TENSORRT_MAJOR) ";";
+
 // getCreators promises that this array stays, and registries keep what is in it: never destroyed.
 IPluginCreatorInterface* const* creators() {
   static IPluginCreatorInterface* const array[] = {

@@ -24,7 +24,7 @@ from ..stages import DECODE_STEP, PREFILL, QUEUE, SAMPLE
 from .blocks import BlockPool, blocks_for
 from .model import Qwen2
 from .pruning import Pruner, PruningTables, SelectionCounts, StepTrace
-from .request import Event, Request, Sequence
+from .request import Event, Request, Sequence, check_request
 from .sampling import sample
 from .steps import Lane, StepDecoder
 
@@ -77,7 +77,13 @@ class NativeEngine:
     def submit(self, request: Request) -> None:
         """Queues a request. Raises DyCokeError for one that can never run, QueueFullError for a
         full queue; nothing of a refused request stays behind."""
-        self._check(request)
+        check_request(
+            request,
+            vocab=self.model.config.vocab,
+            positions=self.model.config.max_positions,
+            num_blocks=self.blocks.num_blocks,
+            tokens_per_block=self._size,
+        )
         with self._lock:
             if request.request_id in self._ids:
                 raise DyCokeError(f"request id {request.request_id!r} is in flight already")
@@ -113,6 +119,9 @@ class NativeEngine:
         with self._lock:
             return self._lock.wait_for(lambda: bool(self._ids), timeout)
 
+    def close(self) -> None:
+        """Nothing to give back: no thread, process or device is the engine's own."""
+
     # ---- the stepping thread --------------------------------------------------------------------
 
     def run_until_idle(self) -> None:
@@ -142,37 +151,6 @@ class NativeEngine:
             raise
         self._running = [s for s in self._running if s.finish is None]
         return self.in_flight() > 0
-
-    def _check(self, request: Request) -> None:
-        vocab, prompt = self.model.config.vocab, request.prompt
-        if not prompt:
-            raise DyCokeError("the prompt is empty; allowed: at least one token")
-        if request.max_tokens < 1:
-            raise DyCokeError(
-                f"max_tokens={request.max_tokens} is not allowed; allowed: an integer >= 1"
-            )
-        rows = 0 if request.embeddings is None else len(request.embeddings)
-        if min(prompt) < 0 or max(prompt) >= vocab + rows:
-            raise DyCokeError(
-                f"the prompt holds token id {min(prompt) if min(prompt) < 0 else max(prompt)}; "
-                f"allowed: 0 <= id < {vocab}, and {rows} visual tokens from {vocab}"
-            )
-        if any(not stop for stop in request.stop):
-            raise DyCokeError("an empty stop sequence is not allowed")
-        tokens = len(prompt) + request.max_tokens
-        if tokens > self.model.config.max_positions:
-            raise DyCokeError(
-                f"prompt {len(prompt)} + max_tokens {request.max_tokens} = {tokens} tokens, the "
-                f"model has {self.model.config.max_positions} positions; "
-                "lower max_tokens or the number of frames"
-            )
-        need = blocks_for(tokens, self._size)
-        if need > self.blocks.num_blocks:
-            raise DyCokeError(
-                f"prompt {len(prompt)} + max_tokens {request.max_tokens} tokens need {need} KV "
-                f"blocks, the pool has {self.blocks.num_blocks}; lower max_tokens or the number "
-                "of frames, or give the pool more blocks"
-            )
 
     def _drop_cancelled(self) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ...core.errors import DyCokeError
 from .sampling import Sampling
 
 Finish = Literal["end", "stop", "length", "cancelled", "failed"]
@@ -69,31 +70,70 @@ class Sequence:
         """
         request = self.request
         if token in request.end_ids:
-            return self._end("end", len(self.tokens))
+            return self.end("end", len(self.tokens))
         self.tokens.append(token)
         for stop in request.stop:
             if tuple(self.tokens[-len(stop) :]) == stop:
                 # Never take back what was delivered: a prefix of `stop` was always held.
-                return self._end("stop", len(self.tokens) - len(stop))
+                return self.end("stop", len(self.tokens) - len(stop))
         if len(self.tokens) == request.max_tokens:
-            return self._end("length", len(self.tokens))
-        ready = len(self.tokens) - self._held()
+            return self.end("length", len(self.tokens))
+        ready = len(self.tokens) - held(self.tokens, request.stop)
         if ready <= self.delivered:
             return None
         event = Event(request.request_id, self.tokens[self.delivered : ready], None)
         self.delivered = ready
         return event
 
-    def _held(self) -> int:
-        """Length of the longest suffix that begins a stop sequence."""
-        longest = 0
-        for stop in self.request.stop:
-            for size in range(min(len(stop) - 1, len(self.tokens)), longest, -1):
-                if tuple(self.tokens[-size:]) == stop[:size]:
-                    longest = size
-                    break
-        return longest
-
-    def _end(self, finish: Finish, upto: int) -> Event:
+    def end(self, finish: Finish, upto: int) -> Event:
+        """The last event, with what was generated before `upto` and not delivered yet."""
         self.finish = finish
         return Event(self.request.request_id, self.tokens[self.delivered : upto], finish)
+
+
+def held(tokens: list[int], stop: tuple[tuple[int, ...], ...]) -> int:
+    """How many of the last tokens may begin a stop sequence: the longest suffix that does."""
+    longest = 0
+    for sequence in stop:
+        for size in range(min(len(sequence) - 1, len(tokens)), longest, -1):
+            if tuple(tokens[-size:]) == sequence[:size]:
+                longest = size
+                break
+    return longest
+
+
+def check_request(
+    request: Request, *, vocab: int, positions: int, num_blocks: int, tokens_per_block: int
+) -> None:
+    """Raises DyCokeError for a request that an engine of these limits can never run.
+
+    positions: the longest sequence; num_blocks: of the whole KV pool.
+    """
+    prompt = request.prompt
+    if not prompt:
+        raise DyCokeError("the prompt is empty; allowed: at least one token")
+    if request.max_tokens < 1:
+        raise DyCokeError(
+            f"max_tokens={request.max_tokens} is not allowed; allowed: an integer >= 1"
+        )
+    rows = 0 if request.embeddings is None else len(request.embeddings)
+    if min(prompt) < 0 or max(prompt) >= vocab + rows:
+        raise DyCokeError(
+            f"the prompt holds token id {min(prompt) if min(prompt) < 0 else max(prompt)}; "
+            f"allowed: 0 <= id < {vocab}, and {rows} visual tokens from {vocab}"
+        )
+    if any(not stop for stop in request.stop):
+        raise DyCokeError("an empty stop sequence is not allowed")
+    tokens = len(prompt) + request.max_tokens
+    if tokens > positions:
+        raise DyCokeError(
+            f"prompt {len(prompt)} + max_tokens {request.max_tokens} = {tokens} tokens, the "
+            f"model has {positions} positions; lower max_tokens or the number of frames"
+        )
+    need = -(-tokens // tokens_per_block)
+    if need > num_blocks:
+        raise DyCokeError(
+            f"prompt {len(prompt)} + max_tokens {request.max_tokens} tokens need {need} KV "
+            f"blocks, the pool has {num_blocks}; lower max_tokens or the number "
+            "of frames, or give the pool more blocks"
+        )

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from dycoke_trt.cli.doctor import abilities
 from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.engines import installed
 from dycoke_trt.engines.doctor import counters_finding, matching_container
 from dycoke_trt.engines.installed import plugin_library
 from dycoke_trt.tests.support import dycoke
+
+LIBRARY = b"\x7fELF and dycoke-plugin abi=1 tensorrt=10; and so on"
 
 
 def test_doctor_here() -> None:
@@ -19,6 +22,7 @@ def test_doctor_here() -> None:
     report = json.loads(done.stdout)
     found = {finding["name"]: finding for finding in report["findings"]}
     assert {"GPU", "TensorRT", "TensorRT-LLM", "plugin", "counters", "Triton server"} <= set(found)
+    assert "--llm executor" in found["backend tensorrtllm"]["note"]
     assert report["works"]["answers on the CPU"]
     assert report["containers"][0]["tensorrt_llm"] == "1.2.1"
     assert "UNVERIFIED" in report["containers"][0]["source"]
@@ -64,7 +68,16 @@ def test_plugin_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(DyCokeError, match="is no shared library"):
         plugin_library()
     path.write_bytes(b"\x7fELF and so on")
+    with pytest.raises(DyCokeError, match="has plugin ABI None, this release has 1"):
+        plugin_library()
+    path.write_bytes(LIBRARY.replace(b"abi=1", b"abi=2"))
+    with pytest.raises(DyCokeError, match=r"ABI 2, this release has 1; run: dycoke plugin build"):
+        plugin_library()
+    path.write_bytes(LIBRARY)
     assert plugin_library() == path
+    monkeypatch.setattr(installed, "version_of", lambda *_: "11.1.0")
+    with pytest.raises(DyCokeError, match=r"is for TensorRT 10, here it is 11\.1\.0"):
+        plugin_library()
 
 
 def test_the_library_of_this_tensorrt_is_taken(
@@ -75,7 +88,7 @@ def test_the_library_of_this_tensorrt_is_taken(
     folder = tmp_path / "build" / "plugin"
     folder.mkdir(parents=True)
     for major in (10, 11):
-        (folder / f"libdycoke_plugin_trt{major}.so").write_bytes(b"\x7fELF")
+        (folder / f"libdycoke_plugin_trt{major}.so").write_bytes(LIBRARY)
     assert plugin_library().name == "libdycoke_plugin_trt10.so"
 
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+import torch
 from dycoke_trt.bundle.manifest import read_manifest
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.engines.this_gpu import visible_gpus
 from dycoke_trt.engines.vision_plan import build_vision_plan, config_options, profile_ranges
+from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.tests.support import demo_bundle
 from dycoke_trt.verify.vision_plan import (
+    BOUNDS,
     check_vision_plan,
+    reference_vision,
     relative_difference,
     synthetic_frames,
 )
+from numpy.typing import NDArray
+
+Frames: TypeAlias = NDArray[Any]
+Rows: TypeAlias = NDArray[np.float32]
 
 needs_tensorrt = pytest.mark.skipif(
     find_spec("tensorrt") is None or not visible_gpus(), reason="needs a GPU and TensorRT"
@@ -79,10 +90,25 @@ def test_differences_ignore_a_swapped_token_and_nothing_else() -> None:
     assert clip.dtype == np.dtype(np.uint8)
 
 
+def test_what_the_plan_is_compared_with(tmp_path: Path) -> None:
+    """ONNX Runtime, and torch for bfloat16, which it does not hand out: they agree on the CPU."""
+    bundle = tmp_path / "bundle"
+    export_bundle(MODEL_DIR, bundle, DyCokeConfig(), dtype="bfloat16", max_frames=4)
+    clip = synthetic_frames(4, read_manifest(bundle).vision.image_size)
+    exact = reference_vision(demo_bundle(DyCokeConfig()), "float32", "cpu")(clip)
+    rounded = reference_vision(bundle, "bfloat16", "cpu")(clip)
+    assert rounded.dtype == np.float32
+    assert 0 < relative_difference(rounded, exact) < BOUNDS["bfloat16"]
+    with pytest.raises(DyCokeError, match="no CUDAExecutionProvider here"):
+        reference_vision(bundle, "float16")
+
+
 @pytest.mark.trt
 @needs_tensorrt
-def test_the_plan_equals_the_graph(tmp_path: Path) -> None:
-    bundle = demo_bundle(DyCokeConfig())
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_plan_equals_the_graph(tmp_path: Path, dtype: str) -> None:
+    bundle = tmp_path / "bundle"
+    export_bundle(MODEL_DIR, bundle, DyCokeConfig(), dtype=dtype, max_frames=32)
     manifest = read_manifest(bundle)
     build_vision_plan(bundle, manifest, tmp_path, tmp_path / "timing.cache")
     assert (tmp_path / "timing.cache").is_file()
@@ -90,26 +116,44 @@ def test_the_plan_equals_the_graph(tmp_path: Path) -> None:
     assert [check for check in checks if not check.passed] == []
 
 
-@pytest.mark.trt
-@needs_tensorrt
-def test_equal_similarities_keep_the_lowest_index(tmp_path: Path) -> None:
-    """All frames alike: every similarity ties, so that TopK's tie order decides every row."""
-    import onnxruntime
+def in_onnxruntime(bundle: Path, _folder: Path, frames: Frames) -> Rows:
+    return reference_vision(bundle, "float32", "cpu")(frames)
+
+
+def in_tensorrt(bundle: Path, folder: Path, frames: Frames) -> Rows:
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-    bundle = demo_bundle(DyCokeConfig())
-    manifest = read_manifest(bundle)
-    plan = build_vision_plan(bundle, manifest, tmp_path, tmp_path / "timing.cache")
-    side = manifest.vision.image_size
-    still = synthetic_frames(1, side)
-    clip = np.repeat(still, 8, axis=1)
-    session = onnxruntime.InferenceSession(
-        str(bundle / "vision_ttm.onnx"), providers=["CPUExecutionProvider"]
-    )
-    (expected,) = session.run(["visual_embeds"], {"frames": clip})
+    plan = build_vision_plan(bundle, read_manifest(bundle), folder, folder / "timing.cache")
     with TrtRunner(EngineFromBytes(BytesFromPath(str(plan)))) as runner:
         runner.set_profile(0)
-        found = np.array(runner.infer({"frames": clip})["visual_embeds"], np.float32)
-    norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
-    assert ((found * expected).sum(-1) / norms).min() > 0.99  # row by row: no other token
+        given = {"frames": torch.from_numpy(frames).cuda()}
+        return np.asarray(runner.infer(given)["visual_embeds"].float().cpu())
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        in_onnxruntime,  # whose order of ties is ONNX's, so that the test itself is tested
+        pytest.param(in_tensorrt, marks=[pytest.mark.trt, needs_tensorrt]),
+    ],
+)
+def test_equal_similarities_keep_the_lowest_index(
+    tmp_path: Path, run: Callable[[Path, Path, Frames], Rows]
+) -> None:
+    """All frames alike: every similarity ties, so that TopK's tie order decides every row. A pruned
+    frame keeps its first tokens then, and these are the first rows of the whole frame."""
+    config = DyCokeConfig()
+    bundle = demo_bundle(config)
+    manifest = read_manifest(bundle)
+    tokens = manifest.vision.tokens_per_frame
+    still = synthetic_frames(1, manifest.vision.image_size)
+    (found,) = run(bundle, tmp_path, np.repeat(still, 4, axis=1))
+    kept = int((1 - config.k) * tokens)
+    assert len(found) == tokens + 3 * kept + 1
+    whole = found[:tokens]
+    for frame in range(3):
+        begin = tokens + frame * kept
+        part = found[begin : begin + kept]
+        nearest = np.linalg.norm(part[:, None] - whole[None], axis=-1).argmin(-1)
+        assert nearest.tolist() == list(range(kept))

@@ -18,7 +18,7 @@ from dycoke_trt.engines.targets import find_target
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 from dycoke_trt.triton_repo import trtllm_launch
 from dycoke_trt.triton_repo.repository import write_repository
-from dycoke_trt.triton_repo.trtllm import llm_parameters
+from dycoke_trt.triton_repo.trtllm import CPP_BACKEND, EXECUTOR, llm_parameters
 
 
 @pytest.fixture(scope="module")
@@ -126,23 +126,29 @@ def test_memory_for_embeddings_and_frames(manifest: Manifest, record: EngineReco
     assert name == "--cuda-memory-pool-byte-size=0"
     assert int(size) >= record.max_batch * manifest.visual_tokens(32) * manifest.llm.hidden * 4
     assert int(size) % 2**20 == 0
-    needed = trtllm_launch.shared_memory(manifest, record)
-    assert trtllm_launch.shm_advice(manifest, record, needed) == ""
-    assert "--shm-size=1g" in trtllm_launch.shm_advice(manifest, record, 64 * 2**20)
+    needed = trtllm_launch.shared_memory(manifest, record, CPP_BACKEND)
+    assert trtllm_launch.shm_advice(manifest, record, CPP_BACKEND, needed) == ""
+    advice = trtllm_launch.shm_advice(manifest, record, CPP_BACKEND, 64 * 2**20)
+    assert "--shm-size=1g" in advice
+    # Tables cross it too where the LLM step is a Python model.
+    table = trtllm_launch.table_bytes(manifest)
+    more = trtllm_launch.shared_memory(manifest, record, EXECUTOR)
+    assert more - needed == record.max_batch * table > 0
 
 
 def test_ranks_under_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["/bin/tritonserver", "--model-repository=/m", "--grpc-port=8001", "--log-verbose=1"]
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    made = " ".join(trtllm_launch.mpi_command(command, 2))
+    made = " ".join(trtllm_launch.mpi_command(command, 2, "/env/bin:/bin"))
     first, second = made.split(" : ")
-    assert first == f"/usr/bin/mpirun --allow-run-as-root -n 1 {' '.join(command)}"
-    assert second.startswith("-n 1 /bin/tritonserver --model-repository=/m --log-verbose=1")
+    rank = "-n 1 env PATH=/env/bin:/bin"
+    assert first == f"/usr/bin/mpirun --allow-run-as-root {rank} {' '.join(command)}"
+    assert second.startswith(f"{rank} /bin/tritonserver --model-repository=/m --log-verbose=1")
     assert second.endswith("--model-control-mode=explicit --load-model=tensorrt_llm")
     assert "--grpc-port" not in second
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(DyCokeError, match="TP=2 needs mpirun"):
-        trtllm_launch.mpi_command(command, 2)
+        trtllm_launch.mpi_command(command, 2, "/env/bin:/bin")
 
 
 def test_serve_refuses_a_plan_that_was_cut_short(bundle: Path, tmp_path: Path) -> None:

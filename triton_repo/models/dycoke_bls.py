@@ -29,6 +29,7 @@ from .sender import Sender
 
 _MOST_REQUESTS = 256  # in flight; more wait in line
 _WATCH_SECONDS = 0.005
+_LLM_OUTPUTS = (*p.TOKENS, *p.TOKEN_COUNTS)  # all that every backend of the step has
 
 
 class StepError(Exception):
@@ -178,7 +179,7 @@ class TritonPythonModel:
 
     def _generate(self, request_id: str, inputs: list[Any], sender: Sender) -> Responses:
         """The LLM step's responses. Raises StepError; ends early where the client cancelled."""
-        outputs = [spec.name for spec in p.LLM_OUTPUTS]
+        outputs = [spec.name for spec in _LLM_OUTPUTS]
         self._generating[request_id] = sender
         try:
             with closing(generate(request_id, inputs, outputs)) as responses:

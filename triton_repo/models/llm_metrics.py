@@ -1,4 +1,4 @@
-"""What the native LLM model publishes beside Triton's own metrics; docs/metrics.md lists it.
+"""What the LLM model in Python publishes beside Triton's own metrics; docs/metrics.md lists it.
 
 Setting a metric is a question to the server, which takes about 0.1 ms: too long for every token. So
 the scheduler only counts, and a thread of its own publishes what changed, a hundred times a second.
@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from ...bundle.manifest import Manifest
 from ...core.reselection import FULL, RESELECT, REUSE, UNKNOWN
-from ...runtime.native.engine import NativeEngine
+from ...runtime.llm import LlmEngine
 from ...runtime.native.request import Event
 from .llm_request import LlmRequest
 
@@ -29,7 +29,7 @@ _FIRST_TOKEN_BUCKETS = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]  # secon
 class LlmMetrics:
     """Metrics of one engine, all labelled with the model's name."""
 
-    def __init__(self, model: str, engine: NativeEngine, manifest: Manifest) -> None:
+    def __init__(self, model: str, engine: LlmEngine, manifest: Manifest) -> None:
         self._engine = engine
         self._families: list[pb_utils.MetricFamily] = []  # a metric dies with its family
         self._labels = {"model": model}

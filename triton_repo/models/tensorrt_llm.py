@@ -1,5 +1,6 @@
-"""Model `tensorrt_llm`, native backend: the tensors of TensorRT-LLM's model around our engine.
+"""Model `tensorrt_llm` in Python: the tensors of TensorRT-LLM's backend around an engine of ours.
 
+The engine is the native one, or TensorRT-LLM's executor where its C++ backend is not installed.
 `execute` queues and returns at once. One thread steps the engine, so that requests in flight share
 each decode step; another sends, so that a step never waits for the server. Tokens that arrive while
 an earlier response of the same stream is still being sent leave together in the next one.
@@ -18,7 +19,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from ...bundle.files import open_bundle
-from ...runtime.native.load import load_built_engine
+from ...runtime.llm import load_llm
 from ...runtime.native.request import Event, Request
 from .llm_metrics import LlmMetrics
 from .llm_request import LlmRequest, read_llm_request
@@ -81,7 +82,7 @@ class Stream:
 class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         bundle = Path(parameter(args, "bundle"))
-        self._engine = load_built_engine(bundle, parameter(args, "build"))
+        self._engine = load_llm(bundle, parameter(args, "build"))
         self._metrics = LlmMetrics(args["model_name"], self._engine, open_bundle(bundle))
         self._lock = threading.Lock()
         self._streams: deque[Stream] = deque()  # in flight, in the order to look at
@@ -109,6 +110,7 @@ class TritonPythonModel:
         self._outbox.put(None)
         self._threads[1].join()
         self._metrics.close()
+        self._engine.close()
 
     def _accept(self, request: Any, sender: Sender) -> None:
         check_parameters(request)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.engines.installed import plugin_library
 from dycoke_trt.engines.plugin_build import _cuda_headers, build_plugin, tensorrt_major
 from dycoke_trt.tests.support import assert_one_line, dycoke
 
@@ -30,9 +31,12 @@ import sys
 from pathlib import Path
 from dycoke_trt.kernels.aot import write_images
 from dycoke_trt.kernels.images import KernelShape, plugin_variants
-for name, heads, ranks in (("one", (4, 2), 1), ("two", (2, 1), 2)):
-    shape = KernelShape(*heads, 16, "float32", ranks)
-    targets = ["sm_90", "ptx"] if ranks == 1 else ["sm_90"]
+for name, heads, dtype, ranks in (
+    ("one", (4, 2), "float32", 1), ("two", (2, 1), "float32", 2),
+    ("half_one", (4, 2), "float16", 1), ("half_two", (2, 1), "float16", 2),
+):
+    shape = KernelShape(*heads, 16, dtype, ranks)
+    targets = ["sm_90", "ptx"] if name == "one" else ["sm_90"]
     write_images(Path(sys.argv[1]) / name, shape, plugin_variants(shape, (8,)), targets)
 """
 
@@ -73,7 +77,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_inside(library: Path, images: Path, flags: tuple[str, ...], *tests: str) -> None:
     """Compiles the rest beside `library` and runs tests of inside/ on it."""
     folder = library.parent
-    for name in ("one", "two"):
+    for name in ("one", "two", "half_one", "half_two"):
         (folder / name).symlink_to(images / name)
     compile_cpp("fake_cuda.cpp", folder / "libcuda.so.1", "-Wl,-soname,libcuda.so.1", *flags)
     compile_cpp("harness.cpp", folder / "libharness.so", *flags)
@@ -109,6 +113,11 @@ def test_life_cycle_and_numerics(library: Path, images: Path) -> None:
 def test_life_cycle_with_sanitizers(tmp_path: Path, images: Path) -> None:
     library = build_plugin(tmp_path, Path(INCLUDE), flags=SANITIZE)
     run_inside(library, images, SANITIZE, "test_life_cycle.py")
+
+
+@needs_headers
+def test_the_library_says_what_it_is_for(library: Path) -> None:
+    assert plugin_library(library) == library.resolve()
 
 
 @needs_headers

@@ -17,7 +17,7 @@ import numpy as np
 FOLDER = Path(os.environ.get("DYCOKE_TEST_PLUGIN", "."))
 BUILD, RUNTIME = 0, 1
 FIELD_TYPES = {"uint8": 8, "int32": 5, "int64": 10, "float32": 1}  # PluginFieldType
-DATA_TYPES = {"float32": 0, "int32": 3, "int64": 8}  # DataType
+DATA_TYPES = {"float32": 0, "float16": 1, "int32": 3, "int64": 8}  # DataType
 NUMPY = {number: name for name, number in DATA_TYPES.items()}
 
 

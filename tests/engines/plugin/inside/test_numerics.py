@@ -1,6 +1,7 @@
 """Whole steps through the compiled plugin, equal to core/'s in tables, lengths and decisions.
 
-Each launch runs the kernel's source, in Triton's interpreter, on the pointers that C++ passed.
+Each launch runs the kernel's source, in Triton's interpreter, on the pointers that C++ passed, in
+fp32 and fp16 (the interpreter has no bf16 arithmetic), on one rank and on two.
 
 Requests come and go on recycled blocks; prompts arrive in chunks beside decoding rows.
 """
@@ -53,7 +54,10 @@ KERNELS = {
     kernel.fn.__name__: kernel
     for kernel in (context_kernel, logits_kernel, rotary_kernel, scores_kernel, select_kernel)
 }
-_TORCH = {"*fp32": torch.float32, "*i32": torch.int32, "*u8": torch.uint8, "*i64": torch.int64}
+_TORCH = {
+    "*fp32": torch.float32, "*fp16": torch.float16, "*i32": torch.int32, "*u8": torch.uint8,
+    "*i64": torch.int64,
+}  # fmt: skip
 _world = load()
 
 
@@ -63,10 +67,14 @@ class Interpreter:
     def __init__(self, folder: str) -> None:
         described = manifest(folder)
         self.images = {image["entry"]: image for image in described["images"]}
+        self.constants: dict[str, dict[str, int]] = {}
         shape = KernelShape(**described["shape"])
         for variant in plugin_variants(shape, (BLOCK,)):  # the same kernel, with the same constants
-            image = self.images[variant.kernel.fn.__name__]
-            assert image["constants"] == {k: int(v) for k, v in variant.constants.items()}
+            entry = variant.kernel.fn.__name__
+            here = {name: int(value) for name, value in variant.constants.items()}
+            # Products of 16-bit numbers are exact in fp32, where the interpreter multiplies.
+            assert self.images[entry]["constants"] | {"WIDEN": 0} == here | {"WIDEN": 0}
+            self.constants[entry] = here
 
     def __call__(self, launch: Launch) -> None:
         image = self.images[launch.entry]
@@ -82,7 +90,7 @@ class Interpreter:
             address = int.from_bytes(raw, "little")
             buffer = (ctypes.c_char * 8).from_address(address)
             arguments.append(torch.frombuffer(buffer, dtype=_TORCH[kind], count=1))
-        KERNELS[launch.entry][launch.grid](*arguments, **image["constants"])
+        KERNELS[launch.entry][launch.grid](*arguments, **self.constants[launch.entry])
 
 
 @pytest.fixture
@@ -128,10 +136,10 @@ class Rank:
 
 
 def rotated(x: Tensor, position: Tensor, table: Tensor) -> Tensor:
-    """[tokens, heads, D] turned to positions [tokens], from the definition."""
+    """[tokens, heads, D] turned to positions [tokens], from the definition, rounded to x's type."""
     cos, sin = table[position, None].unbind(-1)
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    first, second = x.float().chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
 
 
 def counted() -> list[int]:
@@ -143,13 +151,16 @@ def counted() -> list[int]:
     return [rows[name] for name in ("full", "reused", "reselected", "unknown")]
 
 
-@pytest.mark.parametrize(("folder", "ranks"), [("one", 1), ("two", 2)])
+@pytest.mark.parametrize(
+    ("folder", "ranks"), [("one", 1), ("two", 2), ("half_one", 1), ("half_two", 2)]
+)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_steps_equal_core(world: World, folder: str, ranks: int, seed: int) -> None:
+    dtype = getattr(torch, manifest(folder)["shape"]["dtype"])
     requests = Requests(BLOCK, WIDTH, seed)
     pool = torch.randn(
         requests.num_blocks, LAYERS, 2, KV_HEADS, BLOCK, DIM, generator=requests.random
-    )
+    ).to(dtype)
     cos_sin = rotary_table(WIDTH * BLOCK, DIM, 10_000.0, "cpu")
     keep_table = block_keep_table(P, WIDTH)
     mapping = np.array([[0, layer] for layer in range(LAYERS)], np.int32)
@@ -185,7 +196,7 @@ def test_steps_equal_core(world: World, folder: str, ranks: int, seed: int) -> N
 
         fed = fed + 0.3 * torch.randn(fed.shape, generator=requests.random)
         filler = torch.randn(len(ids) - len(decodes), *fed.shape[1:], generator=requests.random)
-        qkv = torch.cat([filler, fed[: len(decodes)]])
+        qkv = torch.cat([filler, fed[: len(decodes)]]).to(dtype)
         position = torch.tensor(positions)
         query, key, value = qkv.split([HEADS, KV_HEADS, KV_HEADS], 1)
         turned_query, turned_key = (rotated(x, position, cos_sin) for x in (query, key))
@@ -206,7 +217,8 @@ def test_steps_equal_core(world: World, folder: str, ranks: int, seed: int) -> N
             )
             assert status == 0, world.messages
             expected = rank.part(torch.cat([turned_query, turned_key, value], 1))
-            np.testing.assert_allclose(turned, expected, atol=1e-5)
+            exact = torch.finfo(dtype).eps  # a rounding of fp16 may go the other way
+            np.testing.assert_allclose(turned, expected, atol=1e-5, rtol=exact)
         given = outputs[0] if ranks == 1 else [outputs[0][0] + outputs[1][0]]  # the all-reduce
         selected = []
         for rank in team:
@@ -228,7 +240,9 @@ def test_steps_equal_core(world: World, folder: str, ranks: int, seed: int) -> N
         seen, _ = core.visual_positions(requests.theirs, there, length, prompt)
         keys = kv_pool.gather(pool, table[first:], SCORING_LAYER, kv_pool.KEY)
         part = slice(len(ids) - len(decodes), None)
-        scores = visual_scores(turned_query[part], turned_key[part], keys, length, seen)
+        scores = visual_scores(
+            turned_query[part].float(), turned_key[part].float(), keys.float(), length, seen
+        )
         theirs = core.reselect(
             requests.theirs, there, length, prompt, scores,
             keep_table=keep_table, threshold=THRESHOLD,

@@ -1,0 +1,220 @@
+"""TensorRT-LLM's executor behind the methods of the native engine: the same requests and events.
+
+The executor batches, schedules and samples in threads of its own. One thread calls `step`, which
+waits for its responses; any thread may `submit` and `cancel`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...bundle.manifest import Manifest
+from ...bundle.record import EngineRecord
+from ...core.errors import DyCokeError, QueueFullError
+from ...core.reselection import FULL, RESELECT, REUSE, UNKNOWN
+from ...engines.counters import counters_path, read_counters
+from ...engines.plugin_nodes import COUNTERS
+from ..native.pruning import SelectionCounts
+from ..native.request import Event, Finish, Request, Sequence, check_request
+from .config import check_limits, executor_config, executor_request
+
+MOST_WAITING = 256  # requests beside a full batch
+_DECISIONS = {"full": FULL, "reused": REUSE, "reselected": RESELECT, "unknown": UNKNOWN}
+_PATIENCE = timedelta(milliseconds=20)  # how long a step waits for responses
+
+
+@dataclass
+class PoolUse:
+    """The executor's KV pool in blocks, as of its last iteration."""
+
+    num_blocks: int
+    free: int
+
+
+@dataclass
+class _Flight:
+    """A request that the executor holds; last: its last event, kept until nothing is held."""
+
+    sequence: Sequence
+    last: Event | None = None
+
+
+class ExecutorEngine:
+    """Runs requests on the engines in `directory`. bindings: tensorrt_llm.bindings.executor.
+
+    Under mpirun only the first rank takes requests (`leads`); `close` of the others returns when
+    the first has closed.
+    """
+
+    def __init__(
+        self, bindings: Any, directory: Path, record: EngineRecord, manifest: Manifest
+    ) -> None:
+        self._bindings = bindings
+        self._record = record
+        self._vocab = manifest.visual_token_base
+        self._dtype = getattr(torch, manifest.llm.dtype)
+        self._rows = int(record.options["max_table_rows"]) // record.max_batch
+        blocks = record.kv_tokens // record.tokens_per_block
+        self.blocks = PoolUse(blocks, blocks)
+        self.selection = SelectionCounts()  # decisions alone, and where the plugins publish them
+        self._counters = counters_path(os.environ.get(COUNTERS, ""), os.getpid())
+        self._executor = bindings.Executor(
+            directory, bindings.ModelType.DECODER_ONLY, executor_config(bindings, record)
+        )
+        reasons = bindings.FinishReason
+        self._finishes: dict[Any, Finish] = {
+            reasons.END_ID: "end",
+            reasons.STOP_WORDS: "stop",
+            reasons.LENGTH: "length",
+            reasons.CANCELLED: "cancelled",
+        }
+        self._lock = threading.Condition()
+        self._running: dict[int, _Flight] = {}  # by the executor's number
+        self._numbers: dict[str, int] = {}
+        self._waiting = 0
+        self._failure: Exception | None = None
+        self._closed = False
+
+    @property
+    def leads(self) -> bool:
+        return bool(self._executor.can_enqueue_requests())
+
+    def close(self) -> None:
+        """Ends the executor and what it holds on the GPU; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._executor.shutdown()
+
+    # ---- any thread -----------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Queues a request. Raises DyCokeError for one that can never run, QueueFullError for a
+        full queue, RuntimeError where the executor has failed or refuses it."""
+        check_request(
+            request,
+            vocab=self._vocab,
+            positions=int(self._record.options["max_seq_len"]),
+            num_blocks=self.blocks.num_blocks,
+            tokens_per_block=self._record.tokens_per_block,
+        )
+        check_limits(request, self._record, self._rows)
+        theirs = executor_request(self._bindings, request, self._dtype)
+        flight = _Flight(Sequence(request, [], request.sampling.generator()))
+        with self._lock:
+            if self._failure is not None:
+                raise RuntimeError(f"TensorRT-LLM's executor failed: {self._failure}")
+            if request.request_id in self._numbers:
+                raise DyCokeError(f"request id {request.request_id!r} is in flight already")
+            waiting = len(self._running) - self._record.max_batch
+            if waiting >= MOST_WAITING:
+                raise QueueFullError(
+                    f"{waiting} requests wait already (limit {MOST_WAITING}); try again later"
+                )
+            # Its first response may come before this returns: `step` needs the lock to take it.
+            number = self._executor.enqueue_request(theirs)
+            self._running[number] = flight
+            self._numbers[request.request_id] = number
+            self._lock.notify_all()
+
+    def cancel(self, request_id: str) -> bool:
+        """Ends a request soon; False if no such request is in flight."""
+        with self._lock:
+            number = self._numbers.get(request_id)
+            if number is None:
+                return False
+            self._executor.cancel_request(number)
+            return True
+
+    def in_flight(self) -> int:
+        with self._lock:
+            return len(self._running)
+
+    def waiting(self) -> int:
+        with self._lock:
+            return self._waiting
+
+    def wait_for_work(self, timeout: float | None = None) -> bool:
+        """Blocks until a request is in flight, or the timeout in seconds has passed."""
+        with self._lock:
+            return self._lock.wait_for(lambda: bool(self._running), timeout)
+
+    # ---- the stepping thread --------------------------------------------------------------------
+
+    def run_until_idle(self) -> None:
+        while self.step():
+            pass
+
+    def step(self) -> bool:
+        """Delivers the responses that are ready; True while requests are in flight.
+
+        An error of one request ends it with finish="failed" and is raised when the others were
+        served; an error of the executor ends all of them, and nothing is accepted afterwards.
+        """
+        try:
+            responses = self._executor.await_responses(timeout=_PATIENCE)
+            statistics = self._executor.get_latest_iteration_stats()
+        except Exception as error:
+            with self._lock:
+                self._failure = error
+                lost = list(self._running)
+            for number in lost:
+                self._end(number, "failed")
+            raise
+        taken = [self._take(response) for response in responses]
+        errors = [error for error in taken if error is not None]
+        self._observe(statistics)
+        if errors:
+            raise RuntimeError("; ".join(errors))
+        return self.in_flight() > 0
+
+    def _take(self, response: Any) -> str | None:
+        """Delivers one response; returns its error."""
+        number = response.request_id
+        with self._lock:
+            flight = self._running.get(number)
+        if flight is None:
+            return None
+        if response.has_error():
+            self._end(number, "failed")
+            return str(response.error_msg)
+        result, sequence = response.result, flight.sequence
+        for token in result.output_token_ids[0]:
+            event = sequence.append(token) if sequence.finish is None else None
+            if event is not None and event.finish is not None:
+                flight.last = event
+            elif event is not None:
+                sequence.request.on_event(event)
+        if result.is_final:
+            self._end(number, self._finishes.get(result.finish_reasons[0], "failed"))
+        return None
+
+    def _end(self, number: int, finish: Finish) -> None:
+        """Delivers the last event of a request, which the executor has done with."""
+        with self._lock:
+            flight = self._running.pop(number)
+            del self._numbers[flight.sequence.request.request_id]
+        sequence = flight.sequence
+        # Tokens that might have begun a stop word did not, if the answer is complete.
+        upto = len(sequence.tokens) if finish in ("end", "length") else sequence.delivered
+        sequence.request.on_event(flight.last or sequence.end(finish, upto))
+
+    def _observe(self, statistics: list[Any]) -> None:
+        with self._lock:
+            if statistics:
+                self._waiting = statistics[-1].num_queued_requests
+                pool = statistics[-1].kv_cache_stats
+                if pool is not None:
+                    self.blocks = PoolUse(pool.max_num_blocks, pool.free_num_blocks)
+            if self._counters.is_file():
+                rows = read_counters(self._counters)
+                for name, decision in _DECISIONS.items():
+                    self.selection.decisions[decision] = rows[name]
+            if not self._running:  # no iteration says so
+                self._waiting, self.blocks.free = 0, self.blocks.num_blocks
