@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sqlite3
 import time
 from importlib.util import find_spec
@@ -27,7 +28,7 @@ QUESTION = "What colour is the shape?"
 CONFIG = DyCokeConfig(k=0.7, l=2, p=0.5)
 
 needs_nsys = pytest.mark.skipif(
-    find_spec("nvtx") is None or not any(Path("/").glob("usr/*/nsys*")),
+    find_spec("nvtx") is None or shutil.which("nsys") is None,
     reason="nsys or the package nvtx is not installed",
 )
 
@@ -181,6 +182,77 @@ def test_profile_with_the_real_nsys(tmp_path: Path) -> None:
     html = (tmp_path / "report.html").read_text()
     assert html == page(summary)
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script", html)
+
+
+def wrapper(folder: Path, script: str) -> Path:
+    """A program in nsys's place; $NSYS is the real one, $@ what it was called with."""
+    path = folder / "nsys"
+    path.write_text(f"#!/bin/sh\nNSYS={shutil.which('nsys')}\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+BROKEN = "echo '[QuadDCommon::tag_errno_text*] = No such file or directory' >&2; exit 1"
+ONCE = (
+    "--source", "nsys", "--requests", "1", "--warmup", "0", "--max-tokens", "2",
+    "--offline",
+)  # fmt: skip
+
+
+def test_source_nsys_never_falls_back(tmp_path: Path) -> None:
+    nsys = wrapper(tmp_path, f"echo x >> {tmp_path}/calls; {BROKEN}")
+    done = dycoke(
+        "profile", *ONCE, demo_bundle(CONFIG), "--video", CLIP, QUESTION, "-o", tmp_path / "out",
+        "--nsys", nsys,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert [line.endswith("recording again") for line in lines] == [True, True, False]
+    assert lines[-1] == (
+        f"error: {nsys} failed: [QuadDCommon::tag_errno_text*] = No such file or directory"
+    )
+    assert (tmp_path / "calls").read_text() == "x\n" * 3
+    assert not list((tmp_path / "out").glob("trace*"))
+
+
+def test_source_auto_falls_back_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYCOKE_NSYS", str(wrapper(tmp_path, BROKEN)))
+    done = dycoke(
+        "profile", "--offline", demo_bundle(CONFIG), "--video", CLIP, QUESTION, "-o", tmp_path,
+        "--requests", "1", "--warmup", "0", "--max-tokens", "2", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1].endswith("recording with torch.profiler instead")
+    assert json.loads(done.stdout)["source"] == "torch"
+    assert (tmp_path / "trace.json.gz").is_file()
+
+
+def test_a_failure_of_the_program_is_told_and_not_repeated(tmp_path: Path) -> None:
+    run_it = 'shift; while [ "${1#-}" != "$1" ]; do shift; done; "$@"'
+    nsys = wrapper(tmp_path, f"echo x >> {tmp_path}/calls; {run_it}")
+    video = tmp_path / "no.mp4"
+    video.write_text("not a video")
+    done = dycoke(
+        "profile", *ONCE, demo_bundle(CONFIG), "--video", video, QUESTION, "-o", tmp_path / "out",
+        "--nsys", nsys,
+    )  # fmt: skip
+    assert_one_line(done, "the profiled program failed", str(video))
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+@needs_nsys
+def test_a_recording_that_nsys_spoils_is_repeated(tmp_path: Path) -> None:
+    again = f'[ -e {tmp_path}/once ] && exec $NSYS "$@"; touch {tmp_path}/once; {BROKEN}'
+    done = dycoke(
+        "profile", *ONCE, demo_bundle(CONFIG), "--video", CLIP, QUESTION, "-o", tmp_path / "out",
+        "--nsys", wrapper(tmp_path, again),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[0].endswith("recording again")
+    assert (tmp_path / "out" / "report.nsys-rep").is_file()
 
 
 @needs_nsys
