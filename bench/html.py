@@ -7,9 +7,9 @@ from html import escape
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1d2126; --dim: #5c6570; --line: #dde1e6;
-  --lane: #f1f3f5; }
+  --lane: #f1f3f5; --first: #2f7de1; --second: #d9822b; }
 @media (prefers-color-scheme: dark) { :root { --back: #15181c; --text: #e6e9ed; --dim: #9aa4b0;
-  --line: #30363d; --lane: #1f242a; } }
+  --line: #30363d; --lane: #1f242a; --first: #5b9df0; --second: #eda04f; } }
 body { margin: 0 auto; max-width: 62rem; padding: 1rem; background: var(--back);
   color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.35rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
@@ -33,6 +33,18 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .bars i { flex: 1; min-width: 1px; }
 .axis { display: flex; justify-content: space-between; color: var(--dim); font-size: .8rem; }
 .axis b { font-weight: 400; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
+  gap: 1.5rem; }
+figure { margin: 0; } figcaption { font-weight: 500; } .unit { color: var(--dim);
+  font-weight: 400; }
+svg { display: block; width: 100%; height: auto; } svg text { font-size: 12px; fill: var(--dim); }
+.grid { stroke: var(--line); fill: none; }
+.series path { stroke: var(--colour); stroke-width: 2; fill: none; }
+.series circle { fill: var(--colour); }
+.legend { display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; padding: 0; list-style: none;
+  overflow-wrap: anywhere; }
+.legend i { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px;
+  margin-right: .5rem; }
 """
 
 

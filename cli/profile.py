@@ -103,7 +103,7 @@ def _mode(offline: Path | None, server: str | None) -> tuple[Any, Path]:
 
 
 def _find(source: str, path: Path | None) -> Any:
-    """nsys with its requirements; None for torch.profiler, which `auto` takes where one is missing."""
+    """nsys with what it needs, or None for torch.profiler, which `auto` takes without them."""
     from importlib.util import find_spec
 
     from ..bench.profile_nsys import find_nsys
