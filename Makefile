@@ -33,7 +33,7 @@ kernel-grid: setup
 
 # On a machine with a GPU: the kernels and the device backend, without and with memory checks.
 gpu: setup
-	$(BIN)/pytest -m gpu tests/kernels/device tests/runtime/device
+	$(BIN)/pytest -m gpu tests/kernels/device tests/runtime/device tests/bench
 
 gpu-sanitize: setup
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/kernels/device

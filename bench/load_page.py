@@ -8,7 +8,7 @@ from typing import Any
 
 from .chart import Line, legend, line_chart
 from .html import document, table
-from .profile_page import milliseconds
+from .profile_page import digits, milliseconds
 from .sweep import METRICS
 
 
@@ -36,11 +36,12 @@ def load_page(report: dict[str, Any]) -> str:
             "times are shorter; above 1, rates are higher.</p>",
             _comparison(report["comparison"]),
         ]
-    parts += ["<h2>Latency</h2>", _latency(points), "<h2>Rates and outcomes</h2>", _rates(report)]
+    parts += ["<h2>Latency</h2>", "<p>Milliseconds.</p>", _latency(points)]
+    parts += ["<h2>Rates and outcomes</h2>", _rates(report)]
     parts += [
         "<h2>Steps of the server</h2>",
-        "<p>Mean per request of each model, from Triton's statistics. The LLM step answers in its "
-        "own time: of it, they hold only the hand-over.</p>",
+        "<p>Milliseconds, mean per request of each model, from Triton's statistics. The LLM step "
+        "answers in its own time: of it, they hold only the hand-over.</p>",
         _steps(points),
     ]
     return document(f"Load: {', '.join(names)}", parts)
@@ -108,7 +109,7 @@ def _comparison(rows: Sequence[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return table(["load", "metric", "ratio", "95 % interval", "rounds"], cells)
+    return table(["load", "metric", "ratio", "95 % interval", "rounds"], cells, text=2)
 
 
 def _latency(points: Sequence[dict[str, Any]]) -> str:
@@ -120,9 +121,9 @@ def _latency(points: Sequence[dict[str, Any]]) -> str:
         row = [point["load"], point["server"]]
         for key in ("ttft", "inter_token", "end_to_end"):
             found = point[key] or {}
-            row += [milliseconds(found[p]) if p in found else "" for p in ("p50", "p90", "p99")]
+            row += [digits(found[p] * 1e3) if p in found else "" for p in ("p50", "p90", "p99")]
         rows.append(row)
-    return table(head, rows)
+    return table(head, rows, text=2)
 
 
 def _rates(report: dict[str, Any]) -> str:
@@ -141,7 +142,7 @@ def _rates(report: dict[str, Any]) -> str:
         ]
         for point in report["points"]
     ]
-    return table([*head, *([] if limit is None else ["goodput/s", "in time"])], rows)
+    return table([*head, *([] if limit is None else ["goodput/s", "in time"])], rows, text=2)
 
 
 def _steps(points: Sequence[dict[str, Any]]) -> str:
@@ -151,10 +152,10 @@ def _steps(points: Sequence[dict[str, Any]]) -> str:
             point["server"],
             step["model"],
             str(step["count"]),
-            milliseconds(step["queue"]),
-            milliseconds(step["compute"]),
+            digits(step["queue"] * 1e3),
+            digits(step["compute"] * 1e3),
         ]
         for point in points
         for step in point["steps"]
     ]
-    return table(["load", "server", "model", "requests", "queue", "compute"], rows)
+    return table(["load", "server", "model", "requests", "queue", "compute"], rows, text=3)

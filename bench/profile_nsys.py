@@ -56,8 +56,10 @@ class Nsys:
         report: without suffix. Raises NsysError if nsys fails, as it does where the program does,
         and DyCokeError if both take longer than `timeout` seconds.
         """
+        # In a graph, kernels of their own: by default nsys shows a graph as one piece.
+        trace = ["--trace=nvtx,cuda", "--cuda-graph-trace=node"] if cuda else ["--trace=nvtx"]
         command = [
-            str(self.binary), "profile", f"--trace={'nvtx,cuda' if cuda else 'nvtx'}",
+            str(self.binary), "profile", *trace,
             "--sample=none", "--cpuctxsw=none", "--capture-range=nvtx",
             f"--nvtx-capture={STEADY}@{DOMAIN}", "--kill=none", "--force-overwrite=true",
             f"--output={report}", *program,

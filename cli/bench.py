@@ -254,6 +254,7 @@ def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..bench.profile_page import digits
     from ..bench.sweep import METRICS
 
     limit = report["ttft_limit"]
@@ -265,13 +266,13 @@ def _print(report: dict[str, Any]) -> None:
         table.add_column(column, justify="right")
     for point in report["points"]:
         times = (
-            "/".join(_digits(value * 1e3) for value in (point[key] or {}).values())
+            "/".join(digits(value * 1e3) for value in (point[key] or {}).values())
             for key in ("ttft", "inter_token", "end_to_end")
         )
         rates = (point["requests_per_second"], point["tokens_per_second"])
-        good = [] if limit is None else [_digits(point["goodput"])]
+        good = [] if limit is None else [digits(point["goodput"])]
         answered = f"{point['answered']}/{point['sent']}"
-        table.add_row(point["load"], point["server"], *times, *map(_digits, rates), answered, *good)
+        table.add_row(point["load"], point["server"], *times, *map(digits, rates), answered, *good)
     console = Console(highlight=False)
     console.print(table)
     for row in report["comparison"]:
@@ -282,8 +283,3 @@ def _print(report: dict[str, Any]) -> None:
     for point in report["points"]:
         for message, count in point["errors"].items():
             console.print(f"{point['load']}: {count} x {message}", style="red", markup=False)
-
-
-def _digits(value: float) -> str:
-    """Three significant ones."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
