@@ -10,7 +10,7 @@ from ..runtime.stages import STAGES
 from .html import document, table
 
 _COLOURS = (
-    "#9aa0a6", "#0f9d8a", "#e8a33d", "#7b61d1", "#2f7de1", "#d1495b",
+    "#4f9fb3", "#9aa0a6", "#0f9d8a", "#e8a33d", "#7b61d1", "#2f7de1", "#d1495b",
     "#8c6d46", "#8c6d46", "#8c6d46", "#c06ab3", "#5a9e3d",
 )  # fmt: skip
 COLOUR = {stage.name: colour for stage, colour in zip(STAGES, _COLOURS, strict=True)}

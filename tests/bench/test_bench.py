@@ -115,7 +115,7 @@ def test_outcomes_agree_between_client_triton_and_our_metrics(
     server: RunningServer, tmp_path: Path
 ) -> None:
     """200 requests, 8 at once: 100 are to be answered, 50 cancelled, 40 malformed in four ways; 10
-    are of clients that are killed, which the server does not notice: those are answered."""
+    are of clients that are killed: the server cancels those whose end it notices in time."""
     good = {"video": str(CLIP), "question": QUESTION}
     cancelled = {**good, **a_long_answer(server), "cancel_after": 1}
     malformed = [{"frames": 6}, {"question": "  "}, {"max_tokens": 10**6}, {"temperature": -1.0}]
@@ -147,9 +147,10 @@ def test_outcomes_agree_between_client_triton_and_our_metrics(
 
     until(lambda: metrics(server.metrics)["dycoke_kv_blocks_used"] == 0)
     ours = our_counts(server) - ours
-    print(ours, triton_counts(server) - triton)
-    assert ours["end"] + ours["length"] == 100 + killed
-    assert (ours["cancelled"], ours["refused"], ours["failed"]) == (50, 20, 0)
+    answered = ours["end"] + ours["length"]
+    assert 100 <= answered <= 100 + killed
+    assert answered + ours["cancelled"] == 100 + 50 + killed
+    assert (ours["refused"], ours["failed"]) == (20, 0)
     triton = triton_counts(server) - triton
     assert triton[f"{ENSEMBLE} success"] == 100 + killed + 50  # what is cancelled ends well for it
     # This server counts a failed ensemble request once as such and once for its step that failed.

@@ -19,7 +19,6 @@ from dycoke_trt.bench.profile_summary import own_times, summarise
 from dycoke_trt.bench.profile_trace import Kernel, Range, Trace, read_nsys, read_torch
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.core.floors import Workload, floors
 from dycoke_trt.runtime.native.model import Qwen2
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 
@@ -255,6 +254,82 @@ def test_a_recording_that_nsys_spoils_is_repeated(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "report.nsys-rep").is_file()
 
 
+# As the package sitecustomize of the profiled program: the model repository that it starts its
+# server on gets a prefill that is late.
+LATE_PREFILL = """
+import sys
+
+class Late:
+    def find_spec(self, name, path=None, target=None):
+        if name != "dycoke_trt.triton_repo.launcher":
+            return None
+        sys.meta_path.remove(self)
+        from importlib.util import find_spec
+        found = find_spec(name)
+        run = found.loader.exec_module
+        def exec_module(module):
+            run(module)
+            plain = module.serving
+            def serving(repository, **options):
+                with (repository / "tensorrt_llm" / "1" / "model.py").open("a") as model:
+                    model.write({late!r})
+                return plain(repository, **options)
+            module.serving = serving
+        found.loader.exec_module = exec_module
+        return found
+
+sys.meta_path.insert(0, Late())
+"""
+LATE = """
+import time
+from dycoke_trt.runtime.native.model import Qwen2
+plain = Qwen2.prefill
+def late(*args):
+    time.sleep(PLANTED)
+    return plain(*args)
+Qwen2.prefill = late
+"""
+
+
+def record_server(folder: Path) -> tuple[dict[str, Any], Trace]:
+    """Three requests to a real server under the real nsys: the summary, and what it was made of."""
+    done = dycoke(
+        "profile", "--server", demo_bundle(CONFIG), "--video", CLIP.with_name("describe.mp4"),
+        "What happens?", "-o", folder, "--requests", "3", "--warmup", "1", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in folder.iterdir()} == {
+        "report.nsys-rep", "summary.json", "report.html"
+    }  # fmt: skip
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == json.loads(done.stdout)
+    return summary, read_nsys(find_nsys().export(folder / "report.nsys-rep"))
+
+
+@needs_nsys
+def test_a_server_under_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary, before = record_server(tmp_path / "plain")
+    assert (summary["source"], summary["requests"]) == ("nsys", 3)
+    found = rows(summary)
+    assert found.keys() >= {
+        "send", "queue", "decode video", "preprocess", "vision+ttm", "prefill", "decode step",
+        "score", "select", "attention", "sample", "detokenise",
+    }  # fmt: skip
+    # Tokens that the client counted; the last step finds the end.
+    assert found["decode step"]["count"] == sum(answer["tokens"] for answer in summary["answers"])
+    assert found["prefill"]["count"] == found["vision+ttm"]["count"] == 3
+    # The rest is transport between processes, which takes its turn on the cores: more of it where
+    # other work runs. docs/profiling.md has the share that an idle machine shows.
+    assert summary["coverage"] > 0.7
+
+    planted = 0.2
+    late = LATE.replace("PLANTED", str(planted))
+    (tmp_path / "sitecustomize.py").write_text(LATE_PREFILL.replace("{late!r}", repr(late)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    was, now = fastest(before), fastest(record_server(tmp_path / "late")[1])
+    assert [name for name in now if now[name] - was[name] > planted / 2] == ["prefill"]
+
+
 @needs_nsys
 def test_the_importer_that_debian_hides_is_found() -> None:
     found = find_nsys()
@@ -263,6 +338,7 @@ def test_the_importer_that_debian_hides_is_found() -> None:
 
 
 def test_floors_are_those_of_dycoke_floors() -> None:
+    """A 0.5B's manifest, and what the command prints for the same prompt, answer and blocks."""
     from dycoke_trt.bench.profile import stage_floors
     from dycoke_trt.bundle.manifest import read_manifest
     from dycoke_trt.core.dims import preset
@@ -286,13 +362,24 @@ def test_floors_are_those_of_dycoke_floors() -> None:
     text, tokens = 30, 20
     answer = {"prompt_tokens": large.visual_tokens(16) + text, "tokens": tokens}
     mine = stage_floors(plan, large, gpu("h200"), answer, 8)
-    workload = Workload(16, 1, text, tokens // 2, 14, 8)
-    wanted = {f.stage: f.seconds for f in floors(model, gpu("h200"), CONFIG, workload).stages}
+    done = dycoke(
+        "floors", "--model", "llava-ov-0.5b", "--gpu", "h200", "--frames", "16", "--json",
+        "--k", str(CONFIG.k), "--l", str(CONFIG.l), "--p", str(CONFIG.p), "--text", str(text),
+        "--generated", str(tokens // 2), "--tokens-per-block", "8",
+    )  # fmt: skip
+    settings = json.loads(done.stdout)["settings"]
+    printed = {floor["stage"]: floor["seconds"] for floor in settings[-1]["stages"]}
     assert mine == {
-        "prefill": wanted["prefill"],
-        "decode step": wanted["decode step"],
-        "vision+ttm": wanted["vision"] + wanted["ttm"],
+        "prefill": printed["prefill"],
+        "decode step": printed["decode step"],
+        "vision+ttm": printed["vision"] + printed["ttm"],
     }
+    # And the column of a report is its median over them.
+    summary = summarise(Trace("nsys", RANGES), mine)
+    for stage in ("prefill", "decode step"):
+        row = rows(summary)[stage]
+        assert row["floor"] == mine[stage]
+        assert row["x_floor"] == row["p50"] / mine[stage]
 
 
 @pytest.mark.parametrize(
