@@ -121,10 +121,11 @@ def chromium() -> Iterator[Browser]:
             f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank",
         ]  # fmt: skip
 
-        # The browser looks at descriptors 3 and 4; the shell puts the pipes there.
+        # The browser looks at descriptors 3 and 4; the shell puts the pipes there (dash knows
+        # descriptors of one digit only).
         shell = f'exec "$@" 3<&{to_read} 4>&{from_write}'
         process = subprocess.Popen(
-            ["sh", "-c", shell, "sh", *command],
+            ["bash", "-c", shell, "bash", *command],
             pass_fds=(to_read, from_write),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

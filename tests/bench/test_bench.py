@@ -184,7 +184,7 @@ def test_ctrl_c_keeps_what_has_ended(server: RunningServer, tmp_path: Path) -> N
     (point,) = report["points"]
     assert point["answered"] >= 5  # the warm-up's two, and those in flight, are not among them
     assert not point["errors"]
-    rows = list(csv.DictReader((tmp_path / "requests.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "requests.csv").read_text().splitlines()))
     assert Counter(row["outcome"] for row in rows) == {"answered": point["answered"]}
     assert "Stopped before its end" in (tmp_path / "report.html").read_text()
     assert str(tmp_path / "report.html") in out
@@ -204,7 +204,7 @@ def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_servers_take_turns(paired: Path) -> None:
-    rows = list(csv.DictReader((paired / "requests.csv").open()))
+    rows = list(csv.DictReader((paired / "requests.csv").read_text().splitlines()))
     assert {row["outcome"] for row in rows} == {"answered"}
     order = list(dict.fromkeys((row["round"], row["load"], row["server"]) for row in rows))
     on, off = demo_bundle(ON).name, demo_bundle(OFF).name
@@ -234,10 +234,7 @@ def test_two_servers_take_turns(paired: Path) -> None:
         assert row["rounds"] == 2
 
 
-needs_chromium = pytest.mark.skipif(BINARY is None, reason="chromium is not installed")
-
-
-@needs_chromium
+@pytest.mark.skipif(BINARY is None, reason="chromium is not installed")
 def test_the_page_in_a_browser(paired: Path) -> None:
     with chromium() as browser:
         for dark in (False, True):

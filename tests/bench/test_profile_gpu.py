@@ -15,6 +15,7 @@ from dycoke_trt.bench.profile_page import page
 from dycoke_trt.bench.profile_summary import summarise
 from dycoke_trt.bench.profile_trace import Trace, read_nsys
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.tests.bench.chromium import BINARY, chromium
 from dycoke_trt.tests.support import demo_bundle, dycoke
 
 DATA = Path(__file__).parents[1] / "data" / "profile"
@@ -68,7 +69,7 @@ def test_kernels_within_a_graph_belong_to_the_stage_that_launched_it(tmp_path: P
     assert gpu["idle_share"] == pytest.approx(1 - 56 / 80)
 
 
-def test_the_page_lists_kernels(tmp_path: Path) -> None:
+def test_the_page_lists_kernels_and_opens_in_a_browser(tmp_path: Path) -> None:
     summary = summarise(stored(tmp_path)) | {
         "plan": {"warmup": 1, "mode": "offline", "device": "cuda", "frames": 16, "question": "?"},
         "answers": [{"tokens": 2}],
@@ -78,6 +79,30 @@ def test_the_page_lists_kernels(tmp_path: Path) -> None:
     assert "Kernels by stage" in html
     assert "27.5%" in html  # GPU idle
     assert GEMM in html
+    path = tmp_path / "report.html"
+    path.write_text(html)
+    if BINARY is None:
+        pytest.skip("chromium is not installed: the page was not opened")
+    with chromium() as browser:
+        for dark in (False, True):
+            for width in (390, 1100):
+                seen = browser.open(path, width=width, dark=dark)
+                assert seen.console == []
+                assert seen.width <= width
+                assert seen.background == ("rgb(21, 24, 28)" if dark else "rgb(255, 255, 255)")
+
+
+@pytest.mark.skipif(BINARY is None, reason="chromium is not installed")
+def test_the_browser_tells_what_is_wrong_with_a_page(tmp_path: Path) -> None:
+    path = tmp_path / "bad.html"
+    path.write_text(
+        '<!doctype html><meta name="viewport" content="width=device-width">'
+        "<div style='width:900px'>wide</div><script>console.error('planted')</script>"
+    )
+    with chromium() as browser:
+        seen = browser.open(path, width=390, dark=False)
+    assert seen.width >= 900
+    assert any("planted" in message for message in seen.console)
 
 
 @pytest.mark.gpu
