@@ -33,7 +33,7 @@ kernel-grid: setup
 
 # On a machine with a GPU: the kernels and the device backend, without and with memory checks.
 gpu: setup
-	$(BIN)/pytest -m gpu tests/kernels/device tests/runtime/device
+	$(BIN)/pytest -m gpu tests/kernels/device tests/runtime/device tests/bench
 
 # The same and the benchmark on a lent machine, without setup: bench/gpu_session.sh says what it needs.
 gpu-session:

@@ -1,7 +1,8 @@
 """Load on a running server over gRPC: closed loop or Poisson arrivals, latencies and rates.
 
 TTFT is the time to the first response with tokens; inter-token latency the time between responses
-with tokens, over the tokens of the later one. Times are seconds.
+with tokens, over the tokens of the later one; goodput the rate of answers whose first token came
+within a limit. Times are seconds.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import DyCokeError
 from ..runtime.client import request_tensor
 from .profile_summary import percentile
+from .workload import Question
 
 
 @dataclass
 class Sent:
-    """One request. error: "" where it was answered to its end."""
+    """One request. error: "" where it was answered to its end, or cancelled on purpose."""
 
     sent: float
     first: float | None = None
@@ -29,6 +31,12 @@ class Sent:
     tokens: int = 0
     gaps: list[float] = field(default_factory=list)
     error: str = ""
+    cancelled: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """answered, cancelled or error."""
+        return "error" if self.error else "cancelled" if self.cancelled else "answered"
 
 
 @dataclass(frozen=True)
@@ -50,19 +58,23 @@ class Load:
         if self.rate is not None and not 0 < self.rate < float("inf"):
             raise DyCokeError(f"rate={self.rate} is not allowed; allowed: a number > 0")
 
+    @property
+    def name(self) -> str:
+        return f"{self.concurrency} at once" if self.rate is None else f"{self.rate:g} per s"
+
 
 async def run_load(
     server: str,
     model: str,
     load: Load,
-    values: Callable[[int], dict[str, Any]],
+    questions: Sequence[Question],
     done: list[Sent],
     on_done: Callable[[], None] = lambda: None,
 ) -> float:
     """Sends the requests; returns the seconds from the first one to the last answer.
 
-    values: input tensors of request i by name. done: gets each request as it ends, so that what is
-    there when this is cancelled can be kept.
+    questions: asked in turn, from the first again after the last. done: gets each request as it
+    ends, so that what is there when this is cancelled can be kept.
     """
     from tritonclient.grpc.aio import InferenceServerClient
 
@@ -86,7 +98,7 @@ async def run_load(
                 await send(i)
 
         async def send(i: int) -> None:
-            done.append(await _ask(client, model, values(i), begun))
+            done.append(await _ask(client, model, questions[i % len(questions)], begun))
             on_done()
 
         async with asyncio.TaskGroup() as tasks:
@@ -95,11 +107,12 @@ async def run_load(
     return time.perf_counter() - begun
 
 
-async def _ask(client: Any, model: str, values: dict[str, Any], begun: float) -> Sent:
+async def _ask(client: Any, model: str, question: Question, begun: float) -> Sent:
     """One streamed request; every failure of the server or the connection becomes its error."""
+    import grpc
     from tritonclient.utils import InferenceServerException
 
-    inputs = [request_tensor(name, value) for name, value in values.items()]
+    inputs = [request_tensor(name, value) for name, value in question.values.items()]
 
     async def messages() -> AsyncIterator[dict[str, Any]]:
         yield {
@@ -111,8 +124,10 @@ async def _ask(client: Any, model: str, values: dict[str, Any], begun: float) ->
 
     start = before = time.perf_counter()
     request = Sent(start - begun)
+    responses = 0
     try:
-        async for result, error in client.stream_infer(messages()):
+        stream = client.stream_infer(messages())
+        async for result, error in stream:
             if error is not None:
                 request.error = error.message()
                 break
@@ -128,28 +143,40 @@ async def _ask(client: Any, model: str, values: dict[str, Any], begun: float) ->
                 request.tokens += tokens
             if result.get_response().parameters["triton_final_response"].bool_param:
                 break
+            responses += 1
+            if responses == question.cancel_after:
+                request.cancelled = stream.cancel()
+                break
     except InferenceServerException as error:
         request.error = error.message()
+    except grpc.RpcError as error:
+        request.error = f"connection: {error.details()}"
     request.total = time.perf_counter() - start
     return request
 
 
-def summarise_load(load: Load, done: list[Sent], seconds: float) -> dict[str, Any]:
-    """Percentiles over requests without an error, and rates."""
-    good = [request for request in done if not request.error]
+def summarise_load(
+    done: Sequence[Sent], seconds: float, ttft_limit: float | None = None
+) -> dict[str, Any]:
+    """Percentiles over answered requests, and rates. ttft_limit: of goodput."""
+    good = [request for request in done if request.outcome == "answered"]
     errors: dict[str, int] = {}
     for request in done:
         if request.error:
             errors[request.error] = errors.get(request.error, 0) + 1
+    firsts = [r.first for r in good if r.first is not None]
+    in_time = None if ttft_limit is None else sum(first <= ttft_limit for first in firsts)
     return {
-        **asdict(load),
         "sent": len(done),
         "answered": len(good),
+        "cancelled": sum(request.outcome == "cancelled" for request in done),
         "errors": errors,
         "seconds": seconds,
         "requests_per_second": len(good) / seconds,
         "tokens_per_second": sum(request.tokens for request in good) / seconds,
-        "ttft": _percentiles([r.first for r in good if r.first is not None]),
+        "goodput": None if in_time is None else in_time / seconds,
+        "in_time": None if in_time is None else in_time / len(done),
+        "ttft": _percentiles(firsts),
         "inter_token": _percentiles([gap for r in good for gap in r.gaps]),
         "end_to_end": _percentiles([r.total for r in good]),
     }

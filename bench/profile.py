@@ -20,7 +20,7 @@ from ..core.floors import Workload, floors
 from ..core.gpus import Gpu
 from ..runtime.stages import DECODE_STEP, PREFILL, VISION
 from .machine import machine
-from .profile_nsys import Nsys
+from .profile_nsys import Nsys, NsysError
 from .profile_page import page
 from .profile_run import Plan
 from .profile_summary import summarise
@@ -28,6 +28,7 @@ from .profile_trace import Trace, read_nsys, read_torch
 
 _PLAN = "plan.json"
 _TIMEOUT = 1800.0  # seconds for the whole profiled program
+_TRIES = 3  # recordings by an nsys that fails; docs of profile_nsys say how it does
 
 
 def profile(
@@ -35,15 +36,18 @@ def profile(
     folder: Path,
     *,
     nsys: Nsys | None,
+    fall_back: bool = False,
     gpu: Gpu | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Writes report.nsys-rep (or trace.json.gz), summary.json and report.html; returns the summary.
 
-    nsys: None takes torch.profiler, which sees one process and so not a server. gpu: what floors
-    are for. say: is told when a recording had to be done the second way.
+    nsys: None takes torch.profiler, which sees one process and so not a server; so does fall_back
+    where nsys fails. gpu: what floors are for. say: is told when something was recorded again.
     Raises DyCokeError for what a user can mend.
     """
+    if plan.mode == "server" and (nsys is None or fall_back):
+        raise DyCokeError("a server is several processes: only nsys records them")
     manifest = open_bundle(Path(plan.bundle))
     manifest.visual_tokens(plan.frames)  # refuses a wrong number before the long part
     if not Path(plan.video).is_file():
@@ -54,21 +58,17 @@ def profile(
         answers=str((folder / "answers.json").resolve()),
         trace=str((folder / "trace.json.gz").resolve()),
     )
-    files: list[str] = []
+    trace: Trace | None = None
     if nsys is not None:
         try:
-            trace, report = _with_nsys(nsys, plan, folder)
-            files.append(report.name)
+            trace, file = _with_nsys(nsys, plan, folder, say)
         except DyCokeError as error:
-            if plan.mode == "server":
+            if not fall_back or _failure(plan):
                 raise
-            say(f"nsys: {error}; recording with torch.profiler instead")
+            say(f"{error}; recording with torch.profiler instead")
             nsys = None
-    if nsys is None:
-        if plan.mode == "server":
-            raise DyCokeError("a server is several processes: only nsys records them")
-        trace = _with_torch(replace(plan, source="torch"), folder)
-        files.append(Path(plan.trace).name)
+    if trace is None:
+        trace, file = _with_torch(replace(plan, source="torch"), folder), Path(plan.trace)
     answers = json.loads(Path(plan.answers).read_text())
     Path(plan.answers).unlink()
     (folder / _PLAN).unlink()
@@ -80,20 +80,33 @@ def profile(
         "gpu_of_floors": gpu.name if gpu else None,
         "machine": machine("dycoke-trt", "torch", "onnxruntime", "nvtx"),
         "nsys": nsys.version() if nsys else None,
-        "files": [*files, "summary.json", "report.html"],
+        "files": [file.name, "summary.json", "report.html"],
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     (folder / "report.html").write_text(page(summary))
     return summary
 
 
-def _with_nsys(nsys: Nsys, plan: Plan, folder: Path) -> tuple[Trace, Path]:
+def _with_nsys(
+    nsys: Nsys, plan: Plan, folder: Path, say: Callable[[str], None]
+) -> tuple[Trace, Path]:
+    for left in reversed(range(_TRIES)):
+        try:
+            return _record(nsys, plan, folder)
+        except NsysError as error:
+            if failure := _failure(plan):
+                raise DyCokeError(f"the profiled program failed: {failure}") from None
+            if not left:
+                raise
+            say(f"{error}; recording again")
+    raise AssertionError("unreachable")
+
+
+def _record(nsys: Nsys, plan: Plan, folder: Path) -> tuple[Trace, Path]:
     stem = folder.resolve() / "report"
-    for old in folder.glob("report.*"):  # an old one must not stand in for a failed recording
-        old.unlink()
-    nsys.record(
-        _program(plan, folder), stem, cuda=plan.device != "cpu", environment={}, timeout=_TIMEOUT
-    )
+    for old in (*folder.glob("report.*"), Path(plan.answers)):  # must not stand in for new ones
+        old.unlink(missing_ok=True)
+    nsys.record(_program(plan, folder), stem, cuda=plan.device != "cpu", timeout=_TIMEOUT)
     report = nsys.report(stem)
     database = nsys.export(report)
     trace = read_nsys(database)
@@ -101,7 +114,15 @@ def _with_nsys(nsys: Nsys, plan: Plan, folder: Path) -> tuple[Trace, Path]:
     return trace, report
 
 
+def _failure(plan: Plan) -> str:
+    """What the profiled program said about its end; "" where it did not get there or went well."""
+    path = Path(plan.answers)
+    found = json.loads(path.read_text()) if path.is_file() else []
+    return found["error"] if isinstance(found, dict) else ""
+
+
 def _with_torch(plan: Plan, folder: Path) -> Trace:
+    Path(plan.answers).unlink(missing_ok=True)
     try:
         done = subprocess.run(
             _program(plan, folder), stdin=subprocess.DEVNULL, capture_output=True, text=True,
@@ -110,8 +131,8 @@ def _with_torch(plan: Plan, folder: Path) -> Trace:
     except subprocess.TimeoutExpired:
         raise DyCokeError(f"the profiled program was not done after {_TIMEOUT:.0f} s") from None
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise DyCokeError(f"the profiled program failed: {lines[-1].removeprefix('error: ')}")
+        why = _failure(plan) or (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise DyCokeError(f"the profiled program failed: {why}")
     return read_torch(Path(plan.trace))
 
 

@@ -2,6 +2,11 @@
 
 Packages differ. NVIDIA's writes .nsys-rep (before 2021.4: .qdrep). Debian's nsys does not find its
 own importer and leaves a raw .qdstrm, which QdstrmImporter turns into a report.
+
+nsys 2022.4 fails now and then where other work keeps the cores busy: its processes find each other
+by files and semaphores that one looks for before the other has made them ("sem_open: No such file
+or directory", "Local Endpoint is not available", "End of file", or no report and exit status 0).
+Nothing that a caller sets avoids it, so such a recording is worth a second one: see NsysError.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..core.errors import DyCokeError
 from ..runtime.stages import DOMAIN
@@ -29,6 +35,10 @@ HOW_TO_GET = (
 )
 
 
+class NsysError(DyCokeError):
+    """A recording that came to nothing, whatever the program did; a second one may succeed."""
+
+
 @dataclass(frozen=True)
 class Nsys:
     """nsys, and its importer where there is one."""
@@ -40,45 +50,42 @@ class Nsys:
         done = _run([str(self.binary), "--version"], 60)
         return done.stdout.strip().rpartition(" ")[2]
 
-    def record(
-        self,
-        program: Sequence[str],
-        report: Path,
-        *,
-        cuda: bool,
-        environment: Mapping[str, str],
-        timeout: float,
-    ) -> None:
+    def record(self, program: Sequence[str], report: Path, *, cuda: bool, timeout: float) -> None:
         """Runs `program` to its end; records while its range `STEADY` is open, children too.
 
-        report: without suffix. Raises DyCokeError if the program fails or takes `timeout` seconds.
+        report: without suffix. Raises NsysError if nsys fails, as it does where the program does,
+        and DyCokeError if both take longer than `timeout` seconds.
         """
+        # In a graph, kernels of their own: by default nsys shows a graph as one piece.
+        trace = ["--trace=nvtx,cuda", "--cuda-graph-trace=node"] if cuda else ["--trace=nvtx"]
         command = [
-            str(self.binary), "profile", f"--trace={'nvtx,cuda' if cuda else 'nvtx'}",
+            str(self.binary), "profile", *trace,
             "--sample=none", "--cpuctxsw=none", "--capture-range=nvtx",
             f"--nvtx-capture={STEADY}@{DOMAIN}", "--kill=none", "--force-overwrite=true",
             f"--output={report}", *program,
         ]  # fmt: skip
-        # Without it only registered strings can start a recording.
-        more = {**environment, "NSYS_NVTX_PROFILER_REGISTER_ONLY": "0"}
-        done = _run(command, timeout, more)
+        # What nsys leaves in the folder for temporary files, named by process ids, goes with it.
+        with TemporaryDirectory(prefix="dycoke-nsys-") as folder:
+            # Without the second only registered strings can start a recording.
+            more = {"TMPDIR": folder, "NSYS_NVTX_PROFILER_REGISTER_ONLY": "0"}
+            done = _run(command, timeout, more)
         if done.returncode:
-            raise DyCokeError(f"the profiled program failed: {_last_line(done)}")
+            raise NsysError(f"{self.binary} failed: {_last_line(done)}")
 
     def report(self, stem: Path, timeout: float = 600) -> Path:
-        """The report that `record` left, imported where nsys could not. Raises DyCokeError."""
+        """The report that `record` left, imported where nsys could not. Raises NsysError."""
         for suffix in _REPORTS:
             if (found := stem.with_name(stem.name + suffix)).is_file():
                 return found
         raw = stem.with_name(f"{stem.name}.qdstrm")
         if not raw.is_file():
-            raise DyCokeError(f"{self.binary} left no report at {stem}; was anything recorded?")
+            raise NsysError(f"{self.binary} left no report at {stem}; was anything recorded?")
         if self.importer is None:
             raise DyCokeError(f"{raw}: nsys left raw data, and there is no QdstrmImporter here")
         target = stem.with_name(f"{stem.name}.nsys-rep")
         done = _run([str(self.importer), "-i", str(raw), "-o", str(target)], timeout)
         if done.returncode or not target.is_file():
-            raise DyCokeError(f"{self.importer} cannot import {raw}: {_last_line(done)}")
+            raise NsysError(f"{self.importer} cannot import {raw}: {_last_line(done)}")
         raw.unlink()
         return target
 
@@ -134,4 +141,6 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
     # What nsys adds about its importer says nothing about the program.
     said = [line for line in lines if "mporter" not in line and "enerat" not in line]
-    return (said or lines or [f"exit status {done.returncode}"])[-1].strip()
+    # An exception of nsys ends with what it is about: `[errno_text] = No such file or directory`.
+    about = [line for line in said if line.startswith("[")]
+    return " ".join((about or said or lines or [f"exit status {done.returncode}"])[-1].split())

@@ -10,7 +10,7 @@ from ..runtime.stages import STAGES
 from .html import document, table
 
 _COLOURS = (
-    "#9aa0a6", "#0f9d8a", "#e8a33d", "#7b61d1", "#2f7de1", "#d1495b",
+    "#4f9fb3", "#9aa0a6", "#0f9d8a", "#e8a33d", "#7b61d1", "#2f7de1", "#d1495b",
     "#8c6d46", "#8c6d46", "#8c6d46", "#c06ab3", "#5a9e3d",
 )  # fmt: skip
 COLOUR = {stage.name: colour for stage, colour in zip(STAGES, _COLOURS, strict=True)}
@@ -23,7 +23,7 @@ def page(summary: dict[str, Any]) -> str:
     where = summary["machine"]
     lead = (
         f"{summary['requests']} requests after {plan['warmup']} of warm-up, "
-        f"{plan['mode']}, {plan['device']}, {plan['frames']} frames, {tokens} tokens. "
+        f"{plan['mode']}, {plan['device']}, {plan['frames']} frames, tokens: {tokens}. "
         f"{where['processor']}, {where['cores']} cores, commit {where['commit']}."
     )
     figures = [
@@ -57,10 +57,13 @@ def page(summary: dict[str, Any]) -> str:
     return document(f"Profile: {plan['question']}", parts)
 
 
+def digits(value: float) -> str:
+    """Three significant ones."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def milliseconds(seconds: float) -> str:
-    """Three significant digits."""
-    value = seconds * 1e3
-    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+    return f"{digits(seconds * 1e3)} ms"
 
 
 def _timeline(spans: list[dict[str, Any]]) -> str:
@@ -81,7 +84,8 @@ def _timeline(spans: list[dict[str, Any]]) -> str:
             for a, b in lane
         )
         rows.append(f'<span>{escape(stage)}</span><div class="lane">{bars}</div>')
-    axis = f'<span></span><div class="axis"><b>0</b><b>{milliseconds(end)}</b></div>'
+    marks = "".join(f"<b>{text}</b>" for text in ("0", milliseconds(end / 2), milliseconds(end)))
+    axis = f'<span></span><div class="axis">{marks}</div>'
     return f'<div class="lanes">{"".join(rows)}{axis}</div>'
 
 
@@ -114,8 +118,9 @@ def _steps(steps: list[float]) -> str:
         f'title="step {i + 1}: {milliseconds(step)}"></i>'
         for i, step in enumerate(steps)
     )
-    ends = f"<b>step 1</b><b>step {len(steps)}; highest {milliseconds(most)}</b>"
-    return f'<div class="bars">{bars}</div><div class="axis">{ends}</div>'
+    above = f'<div class="axis"><b>highest: {milliseconds(most)}</b></div>'
+    last = f"<b>step {len(steps)}</b>" if len(steps) > 1 else ""
+    return f'{above}<div class="bars">{bars}</div><div class="axis"><b>step 1</b>{last}</div>'
 
 
 def _kernels(rows: Iterable[dict[str, Any]]) -> str:
@@ -123,4 +128,4 @@ def _kernels(rows: Iterable[dict[str, Any]]) -> str:
         [row["stage"], row["kernel"][:80], str(row["count"]), milliseconds(row["total"])]
         for row in list(rows)[:30]
     ]
-    return table(["stage", "kernel", "count", "total"], cells)
+    return table(["stage", "kernel", "count", "total"], cells, text=2)

@@ -25,7 +25,7 @@ from .profile_nsys import STEADY
 class Plan:
     """mode: server starts one on the bundle. source torch: this process writes `trace` itself.
 
-    warmup, requests: how many; answers: the file that gets what came back.
+    warmup, requests: how many; answers: the file that gets what came back, or {"error": why not}.
     """
 
     bundle: str
@@ -96,7 +96,8 @@ def _server(plan: Plan) -> Iterator[Ask]:
     with TemporaryDirectory(prefix="dycoke-models-") as folder:
         repository = Path(folder) / "models"
         write_repository(Path(plan.bundle), repository, triton_version=found.version)
-        with serving(repository, tritonserver=found) as server:
+        log = Path(plan.answers).with_name("tritonserver.log")
+        with serving(repository, tritonserver=found, log_file=log) as server:
 
             def ask() -> dict[str, Any]:
                 answer = ask_server(
@@ -117,6 +118,7 @@ def _server(plan: Plan) -> Iterator[Ask]:
                 }
 
             yield ask
+        log.unlink()  # of use only where something failed
 
 
 class TorchSink:
@@ -155,9 +157,16 @@ def _torch_trace(plan: Plan) -> Iterator[None]:
 
 
 def main() -> None:
+    plan = Plan(**json.loads(Path(sys.argv[1]).read_text()))
     try:
-        run(Plan(**json.loads(Path(sys.argv[1]).read_text())))
-    except DyCokeError as error:
+        run(plan)
+    except Exception as error:
+        # Told by file: what a profiler prints and returns does not say whose failure it is.
+        known = isinstance(error, DyCokeError)
+        why = str(error) if known else f"{type(error).__name__}: {error}"
+        Path(plan.answers).write_text(json.dumps({"error": why}))
+        if not known:
+            raise
         sys.exit(f"error: {error}")
 
 

@@ -13,6 +13,12 @@ from typing import NamedTuple
 from ..core.errors import DyCokeError
 from ..runtime.stages import DOMAIN, REQUEST, STAGES
 
+# Tables of what ran on the GPU, and the name of a row k: kernels, and CUDA graphs where they were
+# traced as a whole.
+_ON_GPU = {
+    "CUPTI_ACTIVITY_KIND_KERNEL": "(SELECT value FROM StringIds WHERE id = k.shortName)",
+    "CUPTI_ACTIVITY_KIND_GRAPH_TRACE": "'CUDA graph'",
+}
 NAMES = frozenset(stage.name for stage in (REQUEST, *STAGES))
 
 
@@ -61,14 +67,14 @@ def read_nsys(path: Path) -> Trace:
         )
         ranges = [Range(n, a * 1e-9, b * 1e-9, t) for n, a, b, t in rows if n in NAMES]
         kernels: list[Kernel] = []
-        if {"CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTIME"} <= tables:
-            rows = base.execute(
-                "SELECT s.value, k.start, k.end, r.start FROM CUPTI_ACTIVITY_KIND_KERNEL k "
-                "JOIN CUPTI_ACTIVITY_KIND_RUNTIME r ON r.correlationId = k.correlationId "
-                "AND r.globalTid / 0x1000000 = k.globalPid / 0x1000000 "
-                "JOIN StringIds s ON s.id = k.shortName"
-            )
-            kernels = [Kernel(n, a * 1e-9, b * 1e-9, l * 1e-9) for n, a, b, l in rows]
+        for table, name in _ON_GPU.items():
+            if {table, "CUPTI_ACTIVITY_KIND_RUNTIME"} <= tables:
+                rows = base.execute(
+                    f"SELECT {name}, k.start, k.end, r.start FROM {table} k "
+                    "JOIN CUPTI_ACTIVITY_KIND_RUNTIME r ON r.correlationId = k.correlationId "
+                    "AND r.globalTid / 0x1000000 = k.globalPid / 0x1000000"  # the same process
+                )
+                kernels += [Kernel(n, a * 1e-9, b * 1e-9, l * 1e-9) for n, a, b, l in rows]
     return Trace("nsys", tuple(ranges), tuple(kernels))
 
 

@@ -1,11 +1,12 @@
-"""`dycoke bench`: load on a running server, and what it did to latencies."""
+"""`dycoke bench`: load on one server, or on two in turn, and what it did to latencies."""
 
 from __future__ import annotations
 
-import csv
 import json
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,22 +14,53 @@ import typer
 from .options import require
 
 if TYPE_CHECKING:
-    from ..bench.load import Sent
+    from ..bench.load import Load
+    from ..bench.sweep import Cell, Target
+    from ..bench.workload import Question
+
+INTERRUPTED = 130  # exit status, as shells give it after Ctrl-C
 
 
 def bench(
-    server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Its gRPC service.")],
-    video: Annotated[Path, typer.Option("--video", help="Video file.")],
-    question: Annotated[str, typer.Argument(help="The question, in quotes.", show_default=False)],
+    server: Annotated[
+        str,
+        typer.Option("--server", metavar="TARGET", help="HOST:PORT of gRPC, or a built bundle."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
-    requests: Annotated[int, typer.Option("--requests", help="How many.")] = 50,
+    question: Annotated[
+        str | None, typer.Argument(help="With --video: the question, in quotes.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="TARGET", help="A second server, taking turns."),
+    ] = None,
+    video: Annotated[Path | None, typer.Option("--video", help="Video file.")] = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", help="shapes: held-out synthetic videos.")
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option("--questions", help="JSONL file, an object with video and question a line."),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="With --suite: how many; default 32.")
+    ] = None,
+    requests: Annotated[int, typer.Option("--requests", help="Per load, server and round.")] = 50,
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", help="Closed loop: in flight at once; default 4.")
+        str | None,
+        typer.Option("--concurrency", help="Closed loop: in flight at once, as in 1,4,16; or 4."),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", help="Poisson arrivals per second instead.")
+        str | None, typer.Option("--rate", help="Poisson arrivals per second instead, as in 1,2.5.")
     ] = None,
-    frames: Annotated[int, typer.Option("--frames", help="Frames sampled from the video.")] = 16,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", help="Repeats of all loads; default 1, 5 for two.")
+    ] = None,
+    ttft_limit: Annotated[
+        float | None, typer.Option("--ttft-limit", help="Goodput: first tokens within so many ms.")
+    ] = None,
+    warmup: Annotated[int, typer.Option("--warmup", help="Requests before measuring.")] = 2,
+    frames: Annotated[int, typer.Option("--frames", help="Frames sampled from a video.")] = 16,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.")] = 64,
     model: Annotated[str, typer.Option("--model", help="dycoke or dycoke_bls.")] = "dycoke",
     seed: Annotated[
@@ -36,81 +68,218 @@ def bench(
     ] = None,
 ) -> None:
     """Load a server in a closed loop or with Poisson arrivals; Ctrl-C keeps what there is."""
-    import asyncio
-    import time
-
     require("tritonclient", extra="client")
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from ..bench.load import Load, run_load, summarise_load
     from ..bench.machine import machine
+    from ..bench.sweep import sweep
     from ..core.errors import DyCokeError
-    from ..runtime.client import video_inputs
 
-    if rate is not None and concurrency is not None:
-        raise DyCokeError("--rate and --concurrency are two kinds of load; give one of them")
-    if rate is None and seed is not None:
-        raise DyCokeError("--seed has no effect without --rate")
-    load = Load(requests, 4 if concurrency is None else concurrency, rate, seed or 0)
-    values = {
-        "text_input": question.encode(),
-        "max_tokens": max_tokens,
-        "stream": True,
-        "return_num_output_tokens": True,
-        **video_inputs(video, frames),
-    }
-    done: list[Sent] = []
-    begun = time.perf_counter()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("requests", total=requests)
-        advance = progress.advance
-        try:
-            seconds = asyncio.run(
-                run_load(server, model, load, lambda _: values, done, lambda: advance(task))
-            )
-        except KeyboardInterrupt:
-            seconds = time.perf_counter() - begun
-    if not done:
+    if requests < 1 or warmup < 0 or (rounds is not None and rounds < 1):
+        raise DyCokeError(
+            f"--requests {requests} --rounds {rounds} --warmup {warmup} is not allowed; allowed: "
+            "--warmup >= 0, the others >= 1"
+        )
+    if ttft_limit is not None and not 0 < ttft_limit < float("inf"):
+        raise DyCokeError(f"--ttft-limit {ttft_limit} is not allowed; allowed: milliseconds > 0")
+    loads = _loads(requests, concurrency, rate, seed)
+    asked, workload = _questions(question, video, suite, questions, samples, frames, max_tokens)
+    repeats = rounds or (1 if against is None else 5)
+    cells: list[Cell] = []
+    interrupted = False
+    with _servers([server, *([] if against is None else [against])]) as targets:
+        total = requests * len(loads) * len(targets) * repeats
+        with _progress(total) as (on_cell, on_done):
+            try:
+                sweep(
+                    targets, loads, repeats, asked, model, cells,
+                    warmup=warmup, on_cell=on_cell, on_done=on_done,
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                interrupted = True
+    if not any(cell.done for cell in cells):
         raise DyCokeError(f"{server}: stopped before the first request had ended")
-    summary = {
-        **summarise_load(load, done, seconds),
+    packages = ("dycoke-trt", "tritonclient", "nvidia-pytriton", "torch", "onnxruntime")
+    report = {
         "model": model,
+        "servers": [{"name": t.name, "target": w} for t, w in zip(targets, [server, against])],  # noqa: B905
+        "workload": workload,
         "frames": frames,
-        "machine": machine("dycoke-trt", "tritonclient"),
+        "max_tokens": max_tokens,
+        "rounds": repeats,
+        "ttft_limit": None if ttft_limit is None else ttft_limit * 1e-3,
+        "interrupted": interrupted,
+        "machine": machine(*packages),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "bench.json").write_text(json.dumps(summary, indent=1) + "\n")
-    _write_csv(output / "requests.csv", done)
-    _print(summary)
-    if summary["answered"] == 0:
+    _write(report, cells, output)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if not any(request.outcome == "answered" for cell in cells for request in cell.done):
         raise typer.Exit(1)
 
 
-def _write_csv(path: Path, done: list[Sent]) -> None:
-    names = [f.name for f in fields(done[0]) if f.name != "gaps"]
-    with path.open("w", newline="") as file:
-        rows = csv.DictWriter(file, names, extrasaction="ignore")
-        rows.writeheader()
-        rows.writerows(asdict(request) for request in done)
+def _loads(
+    requests: int, concurrency: str | None, rate: str | None, seed: int | None
+) -> list[Load]:
+    from ..bench.load import Load
+    from ..core.errors import DyCokeError
+
+    if rate is not None and concurrency is not None:
+        raise DyCokeError("--rate and --concurrency are two kinds of load; give one of them")
+    if rate is None:
+        if seed is not None:
+            raise DyCokeError("--seed has no effect without --rate")
+        return [Load(requests, n) for n in _numbers("--concurrency", concurrency or "4", int)]
+    return [Load(requests, rate=r, seed=seed or 0) for r in _numbers("--rate", rate, float)]
 
 
-def _print(summary: dict[str, Any]) -> None:
+def _numbers(option: str, text: str, kind: Any) -> list[Any]:
+    from ..core.errors import DyCokeError
+
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or len(set(found)) < len(found):
+        raise DyCokeError(
+            f"{option} {text!r} is not allowed; allowed: different numbers, as in 1,2"
+        )
+    return found
+
+
+def _questions(
+    question: str | None,
+    video: Path | None,
+    suite: str | None,
+    file: Path | None,
+    samples: int | None,
+    frames: int,
+    max_tokens: int,
+) -> tuple[list[Question], str]:
+    """What is asked, and how a report calls it."""
+    from ..bench.workload import question_about, read_questions, shapes_questions
+    from ..core.errors import DyCokeError
+
+    if [video, suite, file].count(None) != 2 or (question is None) != (video is None):
+        raise DyCokeError(
+            'say what to ask, one of: --video FILE "QUESTION", --suite shapes, --questions FILE'
+        )
+    if suite not in (None, "shapes"):
+        raise DyCokeError(f"--suite {suite!r} is not allowed; allowed: shapes")
+    if samples is not None and suite is None:
+        raise DyCokeError(f"--samples {samples} has no effect without --suite")
+    if suite is not None:
+        require("av", extra="demo")
+        found = shapes_questions(samples or 32, frames, max_tokens)
+        return found, f"{len(found)} held-out samples of the shapes suite"
+    if file is not None:
+        found = read_questions(file, frames, max_tokens)
+        return found, f"{len(found)} questions of {file.name}"
+    assert video is not None
+    assert question is not None
+    return [question_about(video, question, frames, max_tokens)], f"{video.name}: {question}"
+
+
+@contextmanager
+def _servers(wanted: Sequence[str]) -> Iterator[list[Target]]:
+    """Servers by their addresses; those of bundles are started, and end with the block."""
+    import re
+    from contextlib import ExitStack
+
+    from ..bench.sweep import Target
+    from ..bundle.files import open_bundle
+    from ..core.errors import DyCokeError
+
+    if len(set(wanted)) < len(wanted):
+        raise DyCokeError(f"--against {wanted[1]} is what --server names; a comparison needs two")
+    running = [bool(re.fullmatch(r"[^/\s]+:\d{1,5}", target)) for target in wanted]
+    for target, runs in zip(wanted, running, strict=True):
+        if not runs:
+            open_bundle(Path(target))  # refused before any server starts
+    with ExitStack() as stack:
+        targets = []
+        for target, runs in zip(wanted, running, strict=True):
+            address = target if runs else stack.enter_context(_started(Path(target)))
+            targets.append(Target(target if runs else Path(target).resolve().name, address))
+        if len({target.name for target in targets}) < len(targets):
+            targets = [Target(t, found.address) for t, found in zip(wanted, targets, strict=True)]
+        yield targets
+
+
+@contextmanager
+def _started(bundle: Path) -> Iterator[str]:
+    from ..triton_repo.launcher import serving
+    from ..triton_repo.repository import write_repository
+    from ..triton_repo.tritonserver import find_tritonserver
+
+    found = find_tritonserver()
+    with TemporaryDirectory(prefix="dycoke-models-") as folder:
+        repository = Path(folder) / "models"
+        write_repository(bundle, repository, triton_version=found.version)
+        with serving(repository, tritonserver=found) as server:
+            yield server.grpc
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tuple[Any, Any]]:
+    """A bar on stderr; what to tell it of a cell that begins, and of a request that has ended."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("warm-up", total=total)
+
+        def on_cell(cell: Cell) -> None:
+            text = f"round {cell.round + 1}: {cell.target.name}, {cell.load.name}"
+            progress.update(task, description=text)
+
+        yield on_cell, lambda: progress.advance(task)
+
+
+def _write(report: dict[str, Any], cells: Sequence[Cell], output: Path) -> None:
+    from ..bench.load_page import load_page
+    from ..bench.load_rows import write_requests
+    from ..bench.sweep import summarise_sweep
+
+    report |= summarise_sweep(cells, report["ttft_limit"])
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_requests(output / "requests.csv", cells)
+    (output / "report.html").write_text(load_page(report))
+    _print(report)
+    for name in ("bench.json", "requests.csv", "report.html"):
+        typer.echo(str(output / name))
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{summary['answered']} of {summary['sent']} requests answered: ms")
-    for column in ("", "p50", "p90", "p99"):
-        table.add_column(column, justify="right" if column else "left")
-    names = (("time to first token", "ttft"), ("per later token", "inter_token"))
-    for label, name in (*names, ("whole answer", "end_to_end")):
-        found = summary[name] or {}
-        table.add_row(label, *(f"{value * 1e3:.1f}" for value in found.values()))
-    console = Console()
+    from ..bench.profile_page import digits
+    from ..bench.sweep import METRICS
+
+    limit = report["ttft_limit"]
+    table = Table(title="ms at p50/p90/p99", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("load", "server"):
+        table.add_column(column)
+    head = ("first token", "later token", "answer", "req/s", "tok/s", "ok")
+    for column in (*head, *([] if limit is None else ["good/s"])):
+        table.add_column(column, justify="right")
+    for point in report["points"]:
+        times = (
+            "/".join(digits(value * 1e3) for value in (point[key] or {}).values())
+            for key in ("ttft", "inter_token", "end_to_end")
+        )
+        rates = (point["requests_per_second"], point["tokens_per_second"])
+        good = [] if limit is None else [digits(point["goodput"])]
+        answered = f"{point['answered']}/{point['sent']}"
+        table.add_row(point["load"], point["server"], *times, *map(digits, rates), answered, *good)
+    console = Console(highlight=False)
     console.print(table)
-    console.print(
-        f"{summary['requests_per_second']:.2f} requests/s, "
-        f"{summary['tokens_per_second']:.1f} tokens/s"
-    )
-    for message, count in summary["errors"].items():
-        console.print(f"{count} x {message}", style="red")
+    for row in report["comparison"]:
+        interval = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})"
+        ratio = f"{row['value']:.3f}{interval}"
+        names = " over ".join(server["name"] for server in reversed(report["servers"]))
+        console.print(f"{row['load']}, {METRICS[row['metric']]}: {names} {ratio}", markup=False)
+    for point in report["points"]:
+        for message, count in point["errors"].items():
+            console.print(f"{point['load']}: {count} x {message}", style="red", markup=False)

@@ -6,6 +6,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from . import (
     ask,
@@ -60,5 +61,7 @@ def run() -> None:
 
         if not isinstance(error, DyCokeError):
             raise
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        # Not as markup: messages hold brackets, such as 'dycoke-trt[profile]'.
+        message = Text.assemble(("error:", "bold red"), f" {error}")
+        Console(stderr=True, highlight=False).print(message, soft_wrap=True)
         sys.exit(2)

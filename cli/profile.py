@@ -73,9 +73,12 @@ def profile(
         bundle=str(bundle), video=str(video), question=question, answers="", mode=mode,
         device=device, frames=frames, max_tokens=max_tokens, warmup=warmup, requests=requests,
     )  # fmt: skip
-    found = _find(source if mode == "offline" else "nsys", nsys)
+    if mode == "server" or nsys is not None:
+        source = "nsys" if source == "auto" else source
+    found = _find(source, nsys)
+    floors_of = _gpu(gpu, bandwidth, tflops)
     summary = record(
-        plan, output, nsys=found, gpu=_gpu(gpu, bandwidth, tflops), say=_warn
+        plan, output, nsys=found, fall_back=source == "auto", gpu=floors_of, say=_warn
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
@@ -101,7 +104,7 @@ def _mode(offline: Path | None, server: str | None) -> tuple[Any, Path]:
 
 
 def _find(source: str, path: Path | None) -> Any:
-    """nsys with its requirements; None for torch.profiler. Only `auto` does without in silence."""
+    """nsys with what it needs, or None for torch.profiler, which `auto` takes without them."""
     from importlib.util import find_spec
 
     from ..bench.profile_nsys import find_nsys
@@ -116,7 +119,7 @@ def _find(source: str, path: Path | None) -> Any:
         if find_spec("nvtx") is None:
             raise DyCokeError("nvtx is not installed; run: pip install 'dycoke-trt[profile]'")
     except DyCokeError as error:
-        if source == "nsys" or path is not None:
+        if source == "nsys":
             raise
         _warn(f"{error}: recording with torch.profiler")
         return None
@@ -135,7 +138,7 @@ def _gpu(name: str | None, bandwidth: float | None, tflops: float | None) -> Gpu
 def _warn(text: str) -> None:
     from rich.console import Console
 
-    Console(stderr=True, highlight=False).print(f"[yellow]{text}[/]", soft_wrap=True)
+    Console(stderr=True, highlight=False).print(text, style="yellow", markup=False, soft_wrap=True)
 
 
 def _print(summary: dict[str, Any], output: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from ..core.errors import DyCokeError
 from . import protocol
 from .answer import decode_speed
+from .stages import SEND
 
 MAX_FILE_BYTES = 32 << 20  # a larger video is sampled here, and its frames are sent
 _CONNECT_SECONDS = 15.0
@@ -91,11 +92,12 @@ def ask_server(
     sent = False
     with closing(InferenceServerClient(server)) as client:
         try:
-            reply = client.get_model_config(name, as_json=True, client_timeout=_CONNECT_SECONDS)
-            shown = reply["config"].get("parameters", {})
-            if video is not None:
-                values |= video_inputs(video, frames)
-            inputs = [request_tensor(key, value) for key, value in values.items()]
+            with SEND:
+                reply = client.get_model_config(name, as_json=True, client_timeout=_CONNECT_SECONDS)
+                shown = reply["config"].get("parameters", {})
+                if video is not None:
+                    values |= video_inputs(video, frames)
+                inputs = [request_tensor(key, value) for key, value in values.items()]
             sent = True
             return _stream(client, name, inputs, _visual_tokens(shown, video, frames), on_text)
         except InferenceServerException as error:
@@ -117,12 +119,14 @@ def _stream(
     first: float | None = None
     arrived: SimpleQueue[tuple[Any, Any]] = SimpleQueue()
     finished = False
-    client.start_stream(lambda result, error: arrived.put((result, error)))
+    with SEND:
+        client.start_stream(lambda result, error: arrived.put((result, error)))
     try:
         begun = time.perf_counter()
-        client.async_stream_infer(
-            model, inputs, request_id=request_id, enable_empty_final_response=True
-        )
+        with SEND:
+            client.async_stream_infer(
+                model, inputs, request_id=request_id, enable_empty_final_response=True
+            )
         for result in _responses(arrived):
             if (text := result.as_numpy("text_output")) is not None:
                 # Counts are of one response: the prompt's repeat, the answer's add up.

@@ -79,6 +79,7 @@ class NvtxSink:
 
 
 REQUEST = Stage("request")
+SEND = Stage("send")  # a client asks what the model takes, makes and sends its request
 QUEUE = Stage("queue")
 DECODE_VIDEO = Stage("decode video")
 PREPROCESS = Stage("preprocess")
@@ -92,7 +93,7 @@ SAMPLE = Stage("sample")
 DETOKENISE = Stage("detokenise")
 # The stages within a request, in the order in which they come.
 STAGES = (
-    QUEUE, DECODE_VIDEO, PREPROCESS, VISION, PREFILL, DECODE_STEP,
+    SEND, QUEUE, DECODE_VIDEO, PREPROCESS, VISION, PREFILL, DECODE_STEP,
     SCORE, SELECT, ATTENTION, SAMPLE, DETOKENISE,
 )  # fmt: skip
 
