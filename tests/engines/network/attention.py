@@ -11,9 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from dycoke_trt.tests.engines.network.recording import RecordedLayer
+from torch import Tensor
 
 LEARNED_ABSOLUTE, ROPE_GPT_NEOX = 0, 2  # PositionEmbeddingType
 CONTEXT, GENERATION = 0, 1  # host_request_types
@@ -41,7 +40,8 @@ class PagedAttention:
         given = dict(zip(names, inputs, strict=True))
         heads, kv_heads, size = (fields[n] for n in ("num_heads", "num_kv_heads", "head_size"))
         assert fields["tokens_per_block"] == self.pool.shape[4]
-        assert fields["paged_kv_cache"] and fields["remove_input_padding"]
+        assert fields["paged_kv_cache"]
+        assert fields["remove_input_padding"]
         kind = fields["position_embedding_type"]
         assert kind == (ROPE_GPT_NEOX if rotates else LEARNED_ABSOLUTE)
         assert int(given["host_kv_cache_pool_pointers"][0, 0]) == self.pool.data_ptr()

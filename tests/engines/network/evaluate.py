@@ -5,14 +5,13 @@ In fp32 on a CPU. What a plugin does is not here: it is a function (layer, input
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from dycoke_trt.tests.engines.network.recording import RecordedLayer, Recording
+from torch import Tensor
 
 Plugin = Callable[[RecordedLayer, list[Tensor]], list[Tensor]]
 DTYPES = {
@@ -21,10 +20,32 @@ DTYPES = {
 
 
 def evaluate(
-    network: Recording, inputs: Mapping[str, Tensor], plugins: Mapping[str, Plugin]
+    networks: Sequence[Recording],
+    inputs: Sequence[Mapping[str, Tensor]],
+    plugins: Sequence[Mapping[str, Plugin]],
 ) -> dict[str, Tensor]:
-    """Outputs by name. Raises KeyError for an input that is missing or a plugin that is not known,
-    AssertionError for a tensor of another type than the network was recorded with."""
+    """Outputs of the first rank, by name. One network, inputs and plugins per rank.
+
+    Ranks run in turn from one collective to the next. Raises KeyError for an input that is missing
+    or a plugin that is not known, AssertionError for a tensor of another type than recorded.
+    """
+    ranks = [_run(*one) for one in zip(networks, inputs, plugins, strict=True)]
+    together: Tensor | None = None
+    while True:
+        try:
+            waiting = [rank.send(together) for rank in ranks]  # None starts a generator
+        except StopIteration as done:  # ranks have as many collectives, so all are done
+            outputs: dict[str, Tensor] = done.value
+            return outputs
+        names = {layer.plugin for layer, _ in waiting}
+        assert len(names) == 1, f"ranks meet in different collectives: {names}"
+        together = _COLLECTIVES[names.pop()]([tensor for _, tensor in waiting])
+
+
+def _run(
+    network: Recording, inputs: Mapping[str, Tensor], plugins: Mapping[str, Plugin]
+) -> Generator[tuple[RecordedLayer, Tensor], Tensor | None, dict[str, Tensor]]:
+    """One rank; yields what it brings to a collective and is sent what comes out of it."""
     known: dict[int, Tensor] = {}
 
     def keep(number: int, value: Tensor) -> None:
@@ -38,13 +59,24 @@ def evaluate(
         keep(number, inputs[name])
     for layer in network.layers:
         given = [None if number is None else known[number] for number in layer.inputs]
-        if layer.plugin is not None:
-            outputs = plugins[layer.plugin](layer, [t for t in given if t is not None])
+        present = [tensor for tensor in given if tensor is not None]
+        if layer.plugin in _COLLECTIVES:
+            summed = yield layer, present[0]
+            assert summed is not None
+            outputs = [summed]
+        elif layer.plugin is not None:
+            outputs = plugins[layer.plugin](layer, present)
         else:
             outputs = [_OPERATORS[layer.kind](layer.values, *given)]
         for number, value in zip(layer.outputs, outputs, strict=True):
             keep(number, value)
     return {name: known[number] for name, number in network.outputs.items()}
+
+
+_COLLECTIVES: dict[str | None, Callable[[list[Tensor]], Tensor]] = {
+    "AllReduce": lambda parts: torch.stack(parts).sum(0),
+    "AllGather": torch.cat,
+}
 
 
 def gemm(layer: RecordedLayer, inputs: list[Tensor]) -> list[Tensor]:
@@ -121,14 +153,14 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "elementwise": lambda values, a, b: _ELEMENTWISE[values["op"]](a, b),
     "unary": lambda values, x: _UNARY[values["op"]](x),
     "activation": lambda values, x: _ACTIVATIONS[values["activation"]](x),
-    "identity": lambda values, x: x,
+    "identity": lambda _, x: x,
     "reduce": _reduce,
     "matrix_multiply": _matmul,
     "concatenation": lambda values, *inputs: torch.cat(inputs, dim=values["axis"]),
     "slice": _slice,
     "gather": _gather,
     "gather_v2": lambda values, x, indices: torch.gather(x, values["axis"], indices.long()),
-    "shape": lambda values, x: torch.tensor(x.shape),
+    "shape": lambda _, x: torch.tensor(x.shape),
     "cast": lambda values, x: x.to(DTYPES[values["to"]]),
-    "select": lambda values, condition, then, other: torch.where(condition, then, other),
+    "select": lambda _, condition, then, other: torch.where(condition, then, other),
 }

@@ -1,8 +1,9 @@
 """A small executor: what TensorRT-LLM's runtime does around an engine, for greedy requests.
 
-It owns the KV pool and gives out blocks, packs prompts (in chunks) before decoding rows, and fills
-every input of the engine. Followed: batch_manager/runtimeBuffers.cpp and transformerBuffers.cpp of
-the 1.2 era. host_kv_cache_pool_mapping is [layers, 2], as there (0.17 declares [layers]).
+It gives out blocks of the KV pool, packs prompts (in chunks) before decoding rows, and fills the
+inputs that are the same on every rank. Followed: batch_manager/runtimeBuffers.cpp and
+transformerBuffers.cpp of the 1.2 era. host_kv_cache_pool_mapping is [layers, 2], as there (0.17
+declares [layers]).
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
-
-from dycoke_trt.core.pool import encode_table
+from dycoke_trt.core.pool import PoolLayout, encode_table
 from dycoke_trt.tests.engines.network.attention import CONTEXT, GENERATION
+from torch import Tensor
 
 Engine = Callable[[dict[str, Tensor]], Tensor]  # inputs -> logits [rows, vocab]
 
@@ -25,6 +25,7 @@ class Running:
 
     prompt: list[int]
     embeddings: Tensor
+    new_tokens: int
     blocks: list[int]
     task: int
     prefilled: int = 0
@@ -36,37 +37,30 @@ class Running:
 
 
 class Executor:
-    """pool: [blocks, layers, 2, kv heads, B, D]. most_blocks: width of the tables."""
+    """layout: of the pool. most_blocks: width of the tables. Blocks are given out in any order."""
 
-    def __init__(self, pool: Tensor, most_blocks: int, seed: int) -> None:
-        self.pool, self.most_blocks = pool, most_blocks
+    def __init__(self, layout: PoolLayout, most_blocks: int, seed: int) -> None:
+        self.layout, self.most_blocks = layout, most_blocks
         generator = torch.Generator().manual_seed(seed)
-        self._free = torch.randperm(len(pool), generator=generator).tolist()
+        self._free = torch.randperm(layout.num_blocks, generator=generator).tolist()
         self.running: list[Running] = []
 
     def fits(self, tokens: int) -> bool:
-        return -(-tokens // self.pool.shape[4]) <= len(self._free)
+        return -(-tokens // self.layout.tokens_per_block) <= len(self._free)
 
     def submit(self, prompt: list[int], embeddings: Tensor, new_tokens: int) -> Running:
-        size = self.pool.shape[4]
-        count = -(-(len(prompt) + new_tokens) // size)
+        count = -(-(len(prompt) + new_tokens) // self.layout.tokens_per_block)
         blocks = [self._free.pop() for _ in range(count)]
-        task = next(t for t in range(len(self.running) + 1) if t not in self._tasks())
-        self.running.append(Running(prompt, embeddings, blocks, task))
+        taken = {request.task for request in self.running}
+        task = next(t for t in range(len(taken) + 1) if t not in taken)
+        self.running.append(Running(prompt, embeddings, new_tokens, blocks, task))
         return self.running[-1]
-
-    def _tasks(self) -> set[int]:
-        return {request.task for request in self.running}
-
-    def finish(self, request: Running) -> None:
-        """Its blocks are free for the next request, as they are."""
-        self.running.remove(request)
-        self._free += request.blocks
 
     def step(self, engine: Engine, chunk: int) -> tuple[int, int]:
         """The next `chunk` prompt tokens of each request, and a token of each that decodes.
 
-        Returns how many prompts and how many decoding rows there were.
+        Blocks of an answer that is complete are free for the next request, as they are. Returns how
+        many prompts and how many decoding rows there were.
         """
         prompts = [r for r in self.running if not r.decoding]
         decodes = [r for r in self.running if r.decoding]
@@ -78,6 +72,9 @@ class Executor:
         for row, request in enumerate([*prompts, *decodes]):
             if request.decoding:
                 request.tokens.append(int(logits[row].argmax()))
+            if len(request.tokens) == request.new_tokens:
+                self.running.remove(request)
+                self._free += request.blocks
         return len(prompts), len(decodes)
 
     def _inputs(
@@ -97,10 +94,11 @@ class Executor:
         counts = [len(part) for part in fed]
         starts = [length - count for length, count in zip(lengths, counts, strict=True)]
         padded = [r.blocks + [0] * (self.most_blocks - len(r.blocks)) for r in rows]
-        layers = self.pool.shape[1]
+        layers, window = self.layout.layers, self.most_blocks * self.layout.tokens_per_block
         table = encode_table(torch.tensor(padded), layers)[None].contiguous()
         prompt_rows = max(1, *(len(r.embeddings) for r in rows))
-        embeddings = torch.zeros(max(r.task for r in rows) + 1, prompt_rows, rows[0].embeddings.shape[1])
+        tasks, hidden = max(r.task for r in rows) + 1, rows[0].embeddings.shape[1]
+        embeddings = torch.zeros(tasks, prompt_rows, hidden)
         for r in rows:
             embeddings[r.task, : len(r.embeddings)] = r.embeddings
 
@@ -121,15 +119,12 @@ class Executor:
             "host_context_lengths": ints(contexts),
             "host_request_types": ints([CONTEXT] * len(prompts) + [GENERATION] * len(decodes)),
             "host_past_key_value_lengths": ints(starts),
-            "host_max_attention_window_sizes": ints([self.most_blocks * self.pool.shape[4]] * layers),
+            "host_max_attention_window_sizes": ints([window] * layers),
             "host_sink_token_length": ints([0]),
             "kv_cache_block_offsets": table,
             "host_kv_cache_block_offsets": table.clone(),
-            "host_kv_cache_pool_pointers": torch.tensor([[self.pool.data_ptr(), 0]]),
             "host_kv_cache_pool_mapping": ints([(0, layer) for layer in range(layers)]),
-            "cache_indirection": torch.zeros(
-                len(rows), 1, self.most_blocks * self.pool.shape[4], dtype=torch.int32
-            ),
+            "cache_indirection": torch.zeros(len(rows), 1, window, dtype=torch.int32),
             "host_runtime_perf_knobs": torch.zeros(16, dtype=torch.int64),
             "host_context_progress": torch.zeros(1, dtype=torch.int64),
         }, counts  # fmt: skip

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-
-from .recording import RecordedLayer, Recording
-from .shapes import Known, infer
+from dycoke_trt.tests.engines.network.recording import RecordedLayer, Recording
+from dycoke_trt.tests.engines.network.shapes import Known, infer
 
 __version__ = "10.14.1"
 
@@ -60,8 +59,9 @@ class DataType(_Number):
 
 
 float32, float16, int8, int32 = DataType.FLOAT, DataType.HALF, DataType.INT8, DataType.INT32
-bool, uint8, fp8, bfloat16 = DataType.BOOL, DataType.UINT8, DataType.FP8, DataType.BF16
+uint8, fp8, bfloat16 = DataType.UINT8, DataType.FP8, DataType.BF16
 int64, int4, fp4 = DataType.INT64, DataType.INT4, DataType.FP4
+globals()["bool"] = DataType.BOOL
 
 
 class PluginFieldType(_Number):
@@ -170,7 +170,9 @@ class ILayer:
         self, network: INetworkDefinition, kind: str, inputs: Iterable[Any], **values: Any
     ) -> None:
         self.__dict__.update(network=network, kind=kind, values=values, _known=None)
-        self.type = getattr(LayerType, "GATHER" if kind == "gather_v2" else kind.partition(":")[0].upper())
+        self.type = getattr(
+            LayerType, "GATHER" if kind == "gather_v2" else kind.partition(":")[0].upper()
+        )
         self.name = f"(Unnamed Layer* {len(network.layers)}) [{kind}]"
         self.inputs: list[ITensor | None] = list(inputs)
         self.outputs: list[ITensor] = []
@@ -419,7 +421,7 @@ class IBuilderConfig:
     def create_timing_cache(self, _: bytes) -> Any:
         return ITimingCache()
 
-    def set_timing_cache(self, cache: Any, ignore_mismatch: Any) -> Any:
+    def set_timing_cache(self, *_: Any, **__: Any) -> Any:
         return True
 
     def get_timing_cache(self) -> Any:

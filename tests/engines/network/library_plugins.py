@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from dycoke_trt.engines.plugin_nodes import ROPE, SCORE, SELECT
 from dycoke_trt.tests.engines.network.evaluate import Plugin as Node
 from dycoke_trt.tests.engines.network.recording import RecordedLayer
 from dycoke_trt.tests.engines.plugin.inside.life import Plugin, World, load
 from dycoke_trt.tests.engines.plugin.inside.test_numerics import Interpreter, counted
+from torch import Tensor
 
 
 class LibraryPlugins:

@@ -22,8 +22,8 @@ from typing import Any
 
 # Third-party packages of quantisation, conversion and runtimes.
 UNUSED = (
-    "onnx_graphsurgeon", "datasets", "modelopt", "mpi4py", "cuda", "pynvml", "h5py", "psutil",
-    "transformer_engine", "nvtx", "pulp", "flashinfer", "colored", "accelerate", "pandas",
+    "accelerate", "cuda", "datasets", "h5py", "modelopt", "mpi4py", "onnx_graphsurgeon", "pandas",
+    "psutil", "pulp", "pynvml", "strenum",
 )  # fmt: skip
 # Modules of TensorRT-LLM that are compiled, run engines, or ask a GPU: what is imported of them by
 # name is an empty class.
@@ -47,7 +47,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(self, name: str, *_: Any) -> Any:
         if any(name == one or name.startswith(one + ".") for one in self.names):
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
@@ -78,8 +78,7 @@ class KVCacheType(enum.Enum):
 def install(source: Path) -> None:
     """Makes `tensorrt_llm` importable from source/tensorrt_llm, which is read only."""
     import torch
-
-    from . import fake_tensorrt
+    from dycoke_trt.tests.engines.network import fake_tensorrt
 
     sys.dont_write_bytecode = True
     sys.modules["tensorrt"] = fake_tensorrt
@@ -89,38 +88,40 @@ def install(source: Path) -> None:
         package = types.ModuleType(name)
         package.__path__ = [str(source.joinpath(*name.split(".")))]
         sys.modules[name] = package
-    bindings = importlib.import_module("tensorrt_llm.bindings")
-    bindings.DataType = fake_tensorrt.DataType
-    bindings.KVCacheType = KVCacheType
-    strings = types.ModuleType("strenum")  # the package gave older Pythons what `enum` has
-    strings.StrEnum = strings.LowercaseStrEnum = enum.StrEnum  # type: ignore[attr-defined]
-    sys.modules["strenum"] = strings
-    info = importlib.import_module("tensorrt_llm.bindings.BuildInfo")
-    info.ENABLE_MULTI_DEVICE = False
+    bindings = {"DataType": fake_tensorrt.DataType, "KVCacheType": KVCacheType}
+    _give("tensorrt_llm.bindings", **bindings)
+    _give("tensorrt_llm.bindings.BuildInfo", ENABLE_MULTI_DEVICE=False)
+    # The package gave older Pythons what `enum` has.
+    _give("strenum", StrEnum=enum.StrEnum, LowercaseStrEnum=enum.StrEnum)
     _without_psutil()
     torch.cuda.set_device = lambda *_: None
     torch.cuda.device_count = lambda: 1
     torch.cuda.current_device = lambda: 0
     torch.cuda.get_device_name = lambda *_: "NVIDIA A10"  # 0.17 looks up what it knows of it
 
+    from tensorrt_llm.models import modeling_utils
     from tensorrt_llm.models.qwen.model import QWenForCausalLM
 
-    from tensorrt_llm.models import modeling_utils
+    _give(
+        "tensorrt_llm.models",
+        MODEL_MAP={"Qwen2ForCausalLM": QWenForCausalLM},
+        PretrainedConfig=modeling_utils.PretrainedConfig,
+        PretrainedModel=modeling_utils.PretrainedModel,
+    )
 
-    models = sys.modules["tensorrt_llm.models"]
-    models.MODEL_MAP = {"Qwen2ForCausalLM": QWenForCausalLM}
-    models.PretrainedConfig = modeling_utils.PretrainedConfig
-    models.PretrainedModel = modeling_utils.PretrainedModel
+
+def _give(module: str, **values: Any) -> None:
+    """Names in a module that is stood for."""
+    vars(importlib.import_module(module)).update(values)
 
 
 def _without_psutil() -> None:
     """A build reports its peak memory at its end."""
-    psutil = importlib.import_module("psutil")
-    if isinstance(psutil, _Unused):
+    if isinstance(importlib.import_module("psutil"), _Unused):
         process = types.SimpleNamespace(
-            memory_info=lambda: types.SimpleNamespace(rss=0), children=lambda recursive: []
+            memory_info=lambda: types.SimpleNamespace(rss=0), children=lambda **_: []
         )
-        psutil.Process = lambda: process
+        _give("psutil", Process=lambda: process)
 
 
 def main() -> None:

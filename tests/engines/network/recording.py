@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass
 class RecordedLayer:
-    """kind: of INetworkDefinition.add_<kind>, or the plugin's name behind `plugin_v2:`, `plugin_v3:`.
+    """kind: of INetworkDefinition.add_<kind>; for plugins with `:` and their name behind it.
 
     inputs, outputs: numbers of tensors; None is an input that was left out. values: what the layer
     was made with: arrays, numbers, names of enumeration members; a plugin's fields by name.

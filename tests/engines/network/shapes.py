@@ -7,6 +7,7 @@ which is how TensorRT knows that what was reshaped by computed sizes has 128 col
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +47,7 @@ def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     assert len(a) == len(b), (a, b)
     for x, y in zip(a, b, strict=True):
         assert x == y or 1 in (x, y) or -1 in (x, y), (a, b)
-    return tuple(
-        y if x == 1 else x if y == 1 else max(x, y) for x, y in zip(a, b, strict=True)
-    )
+    return tuple(y if x == 1 else x if y == 1 else max(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _constant(_: list[Any], values: dict[str, Any]) -> Known:
@@ -60,10 +59,9 @@ def _constant(_: list[Any], values: dict[str, Any]) -> Known:
 
 def _shuffle(inputs: list[Any], values: dict[str, Any]) -> Known:
     x = inputs[0]
+    target = tuple(values.get("reshape_dims") or x.shape)
     if len(inputs) > 1:
         target = inputs[1].sizes()
-    else:
-        target = tuple(values.get("reshape_dims") or x.shape)
     shape = list(x.shape)
     if "first_transpose" in values:
         shape = [shape[axis] for axis in values["first_transpose"]]
@@ -88,12 +86,12 @@ def _elementwise(inputs: list[Any], values: dict[str, Any]) -> Known:
         return Known(dtype, shape)
     count = max(len(a.values), len(b.values))
     pairs = zip(_spread(a.values, count), _spread(b.values, count), strict=True)
-    rules = {
+    rules: dict[str, Callable[[int, int], int]] = {
         "SUM": lambda x, y: x + y, "SUB": lambda x, y: x - y, "PROD": lambda x, y: x * y,
         "DIV": lambda x, y: int(x / y), "FLOOR_DIV": lambda x, y: x // y,
         "MAX": max, "MIN": min,
     }  # fmt: skip
-    found = tuple(None if None in pair else rules[op](*pair) for pair in pairs)
+    found = tuple(None if x is None or y is None else rules[op](x, y) for x, y in pairs)
     return Known(dtype, shape, found)
 
 
@@ -183,16 +181,14 @@ def _select(inputs: list[Any], _: dict[str, Any]) -> Known:
     condition, then, other = inputs
     assert condition.dtype == "BOOL"
     assert then.dtype == other.dtype
-    return Known(
-        then.dtype, broadcast(condition.shape, broadcast(then.shape, other.shape))
-    )
+    return Known(then.dtype, broadcast(condition.shape, broadcast(then.shape, other.shape)))
 
 
 _RULES = {
     "constant": _constant, "shuffle": _shuffle, "elementwise": _elementwise, "unary": _same,
     "activation": _same, "identity": _same, "reduce": _reduce, "matrix_multiply": _matmul,
-    "concatenation": _concatenation, "slice": _slice, "gather": _gather, "gather_v2": _gather_elements, "shape": _shape,
-    "cast": _cast, "select": _select,
+    "concatenation": _concatenation, "slice": _slice, "gather": _gather,
+    "gather_v2": _gather_elements, "shape": _shape, "cast": _cast, "select": _select,
 }  # fmt: skip
 
 
@@ -209,6 +205,9 @@ def _plugin(name: str, inputs: list[Known | None], fields: dict[str, Any]) -> li
         return [Known(first.dtype, (*rows, found[1].shape[0 if np.any(fields["transb"]) else 1]))]
     if name in ("AllReduce", "DycokeRope"):
         return [Known(first.dtype, first.shape)]
+    if name == "AllGather":
+        count = -1 if first.shape[0] == -1 else first.shape[0] * fields["group"].size
+        return [Known(first.dtype, (count, *first.shape[1:]))]
     if name == "DycokeScore":
         sequences = found[2].shape[0]
         if int(fields["ranks"].item()) > 1:
