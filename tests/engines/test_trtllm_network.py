@@ -113,7 +113,10 @@ def build(work: Path) -> Build:
     demo = demo_bundle(DyCokeConfig())
     shipped = read_manifest(demo)
     plan = plan_build(model_of_bundle(demo), find_target("h100"))
-    small = {"tokens_per_block": BLOCK, "max_batch": 4, "max_input_len": 96, "max_seq_len": 128}
+    small = {
+        "tokens_per_block": BLOCK, "max_batch": 4, "max_input_len": 96, "max_seq_len": 128,
+        "max_num_tokens": 128, "max_table_rows": 256,
+    }  # fmt: skip
 
     def made(
         name: str, config: DyCokeConfig, dtype: DTypeName = "fp32", tp: int = 1, **limits: int
@@ -131,7 +134,7 @@ def build(work: Path) -> Build:
         manifest = shipped.model_copy(
             update={"llm": shipped.llm.model_copy(update=llm), "dycoke": config.to_dict()}
         )
-        chosen = replace(plan, tp=tp, max_num_tokens=128, max_table_rows=256, **{**small, **limits})
+        chosen = replace(plan, tp=tp, **(small | limits))
         log = bundle / "build.log"
         build_llm_engine(bundle, manifest, chosen, engine, bundle / "cache", work / "init.so", log)
         return [Recording.from_bytes(file.read_bytes()) for file in files]

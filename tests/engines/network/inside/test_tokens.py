@@ -106,7 +106,7 @@ def run(engine: Engine, executor: Executor, asked: list[Prompt]) -> list[Running
     return started
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("l*")))
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("l[0-9]_p*")))
 def test_tokens_equal_the_native_backends(name: str) -> None:
     """name: l1_p0.7, for instance; then -tp2 or -library, if that is meant."""
     checkpoint = read_llm(FOLDER / name / "llm")
