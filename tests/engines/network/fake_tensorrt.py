@@ -1,399 +1,98 @@
 """Stands for the compiled module `tensorrt` while TensorRT-LLM's Python files define a network.
 
-It has the part of the API that they use for Qwen2. Layers are kept as they were added; types are
-checked as a strongly typed network does; building an engine gives the recorded network as bytes.
-What a network never touches (runtimes, refitters, other layers) is an empty class: using it fails.
+It has the part of the API that they use for Qwen2; building an engine gives the recorded network as
+bytes. What a network never touches (runtimes, refitters, other layers) is an empty class: using it
+fails.
 """
 
 from __future__ import annotations
 
-import ctypes
-import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-from dycoke_trt.tests.engines.network.recording import RecordedLayer, Recording
-from dycoke_trt.tests.engines.network.shapes import Known, infer
+from dycoke_trt.tests.engines.network.fake_network import (
+    ILayer,
+    INetworkDefinition,
+    ITensor,
+    get_plugin_registry,
+)
+from dycoke_trt.tests.engines.network.fake_types import (
+    ActivationType,
+    BuilderFlag,
+    DataType,
+    Dims,
+    ElementWiseOperation,
+    GatherMode,
+    LayerType,
+    MatrixOperation,
+    NetworkDefinitionCreationFlag,
+    PluginField,
+    PluginFieldCollection,
+    PluginFieldType,
+    ProfilingVerbosity,
+    ReduceOperation,
+    SampleMode,
+    TensorLocation,
+    TensorRTPhase,
+    UnaryOperation,
+    Weights,
+    bfloat16,
+    enumeration,
+    float16,
+    float32,
+    fp4,
+    fp8,
+    int4,
+    int8,
+    int32,
+    int64,
+    uint8,
+)
 
 __version__ = "10.14.1"
-
-
-class _OpenType(type):
-    """An enumeration whose members come into being when they are named."""
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        member = cls()
-        member.name = name
-        setattr(cls, name, member)
-        return member
-
-
-class _Open(metaclass=_OpenType):
-    name: str
-
-    def __str__(self) -> str:
-        return f"{type(self).__name__}.{self.name}"
-
-    def __int__(self) -> int:
-        return 1
-
-
-class _Number(enum.Enum):
-    """A member is its number where one is asked for; it prints as TensorRT's do."""
-
-    def __int__(self) -> int:
-        return int(self.value)
-
-    __index__ = __int__
-
-
-class DataType(_Number):
-    FLOAT, HALF, INT8, INT32, BOOL, UINT8, FP8, BF16, INT64, INT4, FP4 = range(11)
-
-    @property
-    def itemsize(self) -> int:
-        return {"FLOAT": 4, "INT32": 4, "INT64": 8, "HALF": 2, "BF16": 2}.get(self.name, 1)
-
-
-float32, float16, int8, int32 = DataType.FLOAT, DataType.HALF, DataType.INT8, DataType.INT32
-uint8, fp8, bfloat16 = DataType.UINT8, DataType.FP8, DataType.BF16
-int64, int4, fp4 = DataType.INT64, DataType.INT4, DataType.FP4
 globals()["bool"] = DataType.BOOL
-
-
-class PluginFieldType(_Number):
-    FLOAT16, FLOAT32, FLOAT64, INT8, INT16, INT32, CHAR, DIMS, UNKNOWN, BF16, INT64 = range(11)
-
-
-class NetworkDefinitionCreationFlag(_Number):
-    STRONGLY_TYPED = 1
-
-
-class LayerType(_Open):
-    pass
-
-
-def _enumeration(name: str) -> Any:
-    return type(name, (_Open,), {})
-
-
-ElementWiseOperation = _enumeration("ElementWiseOperation")
-UnaryOperation = _enumeration("UnaryOperation")
-ActivationType = _enumeration("ActivationType")
-ReduceOperation = _enumeration("ReduceOperation")
-MatrixOperation = _enumeration("MatrixOperation")
-GatherMode = _enumeration("GatherMode")
-SampleMode = _enumeration("SampleMode")
-TensorLocation = _enumeration("TensorLocation")
-TensorRTPhase = _enumeration("TensorRTPhase")
-ProfilingVerbosity = _enumeration("ProfilingVerbosity")
-BuilderFlag = _enumeration("BuilderFlag")
+__all__ = [
+    "ActivationType",
+    "BuilderFlag",
+    "DataType",
+    "Dims",
+    "ElementWiseOperation",
+    "GatherMode",
+    "ILayer",
+    "INetworkDefinition",
+    "ITensor",
+    "LayerType",
+    "MatrixOperation",
+    "NetworkDefinitionCreationFlag",
+    "PluginField",
+    "PluginFieldCollection",
+    "PluginFieldType",
+    "ProfilingVerbosity",
+    "ReduceOperation",
+    "SampleMode",
+    "TensorLocation",
+    "TensorRTPhase",
+    "UnaryOperation",
+    "Weights",
+    "bfloat16",
+    "float16",
+    "float32",
+    "fp4",
+    "fp8",
+    "get_plugin_registry",
+    "int4",
+    "int8",
+    "int32",
+    "int64",
+    "uint8",
+]
 _unused: dict[str, Any] = {
-    name: _enumeration(name)
+    name: enumeration(name)
     for name in (
         "FillOperation", "InterpolationMode", "LoopOutput", "PoolingType", "ScatterMode",
         "ResizeCoordinateTransformation", "TopKOperation", "TripLimit",
     )
 }  # fmt: skip
-
-
-class Dims(tuple[int, ...]):
-    pass
-
-
-class Weights:
-    """A view of memory that the caller keeps, and may still fill."""
-
-    def __init__(self, dtype: DataType, address: int, count: int) -> None:
-        self.dtype, self.address, self.size = dtype, address, count
-
-    def array(self) -> np.ndarray[Any, Any]:
-        kind = {"FLOAT": "f4", "HALF": "f2", "INT32": "i4", "INT64": "i8", "BOOL": "?"}
-        kinds = kind.get(self.dtype.name, f"V{self.dtype.itemsize}")
-        data = ctypes.string_at(self.address, self.size * self.dtype.itemsize)
-        return np.frombuffer(data, kinds)
-
-
-class PluginField:
-    def __init__(self, name: str, data: Any, type: PluginFieldType) -> None:  # noqa: A002
-        self.name, self.data, self.type = name, np.array(data), type
-
-
-class PluginFieldCollection(list[PluginField]):
-    pass
-
-
-class ITensor:
-    def __init__(self, network: INetworkDefinition, layer: ILayer | None, number: int) -> None:
-        self.network, self.layer, self.number = network, layer, number
-        self.name = f"tensor_{number}"
-        self.given: Known | None = None  # of a network's input
-        self.location: Any = TensorLocation.DEVICE
-        self.is_shape_tensor = False
-
-    @property
-    def known(self) -> Known:
-        if self.layer is None:
-            assert self.given is not None
-            return self.given
-        return self.layer.known[self.layer.outputs.index(self)]
-
-    @property
-    def dtype(self) -> DataType:
-        return DataType[self.known.dtype]
-
-    @dtype.setter
-    def dtype(self, value: DataType) -> None:
-        assert value == self.dtype, "a strongly typed network does not set types"
-
-    @property
-    def shape(self) -> Dims:
-        return Dims(self.known.shape)
-
-    @shape.setter
-    def shape(self, value: Iterable[int]) -> None:
-        assert tuple(value) == self.shape
-
-    def set_dimension_name(self, axis: int, name: str) -> None:
-        assert axis < len(self.shape), name
-
-
-class ILayer:
-    """values: what the layer was made with. Attributes that are set later are values too."""
-
-    _own = ("network", "type", "name", "metadata", "precision", "inputs", "outputs", "plugin")
-
-    def __init__(
-        self, network: INetworkDefinition, kind: str, inputs: Iterable[Any], **values: Any
-    ) -> None:
-        self.__dict__.update(network=network, kind=kind, values=values, _known=None)
-        self.type = getattr(
-            LayerType, "GATHER" if kind == "gather_v2" else kind.partition(":")[0].upper()
-        )
-        self.name = f"(Unnamed Layer* {len(network.layers)}) [{kind}]"
-        self.inputs: list[ITensor | None] = list(inputs)
-        self.outputs: list[ITensor] = []
-        network.layers.append(self)
-        self.outputs = [network.tensor(self) for _ in self.known]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "__class__":  # files cast a layer to its kind; here all are one
-            return
-        if name in self._own:
-            self.__dict__[name] = value
-        else:
-            self.values[name] = value
-        self.__dict__["_known"] = None
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name not in self.__dict__.get("values", {}):
-            raise AttributeError(name)
-        return self.values[name]
-
-    @property
-    def known(self) -> list[Known]:
-        """Of the outputs, inferred again after anything was set."""
-        if self._known is None:
-            given = [None if t is None else t.known for t in self.inputs]
-            self.__dict__["_known"] = infer(self.kind, given, self.values)
-        found: list[Known] = self.__dict__["_known"]
-        return found
-
-    @property
-    def num_inputs(self) -> int:
-        return len(self.inputs)
-
-    @property
-    def num_outputs(self) -> int:
-        return len(self.outputs)
-
-    def get_input(self, index: int) -> ITensor | None:
-        return self.inputs[index]
-
-    def get_output(self, index: int) -> ITensor:
-        return self.outputs[index]
-
-    def set_input(self, index: int, tensor: ITensor) -> None:
-        self.inputs += [None] * (index + 1 - len(self.inputs))
-        self.inputs[index] = tensor
-        self.__dict__["_known"] = None
-
-
-class INetworkDefinition:
-    """The recorder: add_<kind> of any kind whose output shapes.py can tell."""
-
-    def __init__(self, builder: Builder) -> None:
-        self.builder, self.name = builder, "recorded"
-        self.layers: list[ILayer] = []
-        self.network_inputs: list[ITensor] = []
-        self.network_outputs: list[ITensor] = []
-        self._tensors = 0
-
-    @staticmethod
-    def get_flag(_: INetworkDefinition, flag: NetworkDefinitionCreationFlag) -> Any:
-        return flag is NetworkDefinitionCreationFlag.STRONGLY_TYPED
-
-    def tensor(self, layer: ILayer | None) -> ITensor:
-        self._tensors += 1
-        return ITensor(self, layer, self._tensors - 1)
-
-    def add_input(self, name: str, dtype: DataType, shape: Iterable[int]) -> ITensor:
-        made = self.tensor(None)
-        made.name, made.given = name, Known(dtype.name, tuple(shape))
-        self.network_inputs.append(made)
-        return made
-
-    def mark_output(self, tensor: ITensor) -> None:
-        self.network_outputs.append(tensor)
-
-    def mark_weights_refittable(self, _: str) -> None:
-        pass
-
-    def set_weights_name(self, _: Weights, __: str) -> Any:
-        return True
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.layers)
-
-    @property
-    def num_inputs(self) -> int:
-        return len(self.network_inputs)
-
-    @property
-    def num_outputs(self) -> int:
-        return len(self.network_outputs)
-
-    def get_layer(self, index: int) -> ILayer:
-        return self.layers[index]
-
-    def get_input(self, index: int) -> ITensor:
-        return self.network_inputs[index]
-
-    def get_output(self, index: int) -> ITensor:
-        return self.network_outputs[index]
-
-    def add_constant(self, shape: Dims, weights: Weights) -> ILayer:
-        return ILayer(self, "constant", [], dims=tuple(shape), weights=weights)
-
-    def add_shuffle(self, x: ITensor) -> ILayer:
-        return ILayer(self, "shuffle", [x], zero_is_placeholder=True)
-
-    def add_elementwise(self, a: ITensor, b: ITensor, op: Any) -> ILayer:
-        return ILayer(self, "elementwise", [a, b], op=op)
-
-    def add_unary(self, x: ITensor, op: Any) -> ILayer:
-        return ILayer(self, "unary", [x], op=op)
-
-    def add_activation(self, x: ITensor, type: Any) -> ILayer:  # noqa: A002
-        return ILayer(self, "activation", [x], activation=type)
-
-    def add_reduce(self, x: ITensor, op: Any, axes: int, keep_dims: Any) -> ILayer:
-        return ILayer(self, "reduce", [x], op=op, axes=axes, keep_dims=keep_dims)
-
-    def add_matrix_multiply(self, a: ITensor, op0: Any, b: ITensor, op1: Any) -> ILayer:
-        return ILayer(self, "matrix_multiply", [a, b], op0=op0, op1=op1)
-
-    def add_concatenation(self, inputs: list[ITensor]) -> ILayer:
-        return ILayer(self, "concatenation", inputs, axis=0)
-
-    def add_slice(self, x: ITensor, start: Any, shape: Any, stride: Any) -> ILayer:
-        values = {"start": tuple(start), "sizes": tuple(shape), "stride": tuple(stride)}
-        return ILayer(self, "slice", [x], **values)
-
-    def add_gather(self, x: ITensor, indices: ITensor, axis: int) -> ILayer:
-        return ILayer(self, "gather", [x, indices], axis=axis)
-
-    def add_gather_v2(self, x: ITensor, indices: ITensor, mode: Any) -> ILayer:
-        return ILayer(self, "gather_v2", [x, indices], mode=mode, axis=0)
-
-    def add_shape(self, x: ITensor) -> ILayer:
-        return ILayer(self, "shape", [x])
-
-    def add_cast(self, x: ITensor, dtype: DataType) -> ILayer:
-        return ILayer(self, "cast", [x], to=dtype.name)
-
-    def add_identity(self, x: ITensor) -> ILayer:
-        return ILayer(self, "identity", [x])
-
-    def add_select(self, condition: ITensor, then: ITensor, other: ITensor) -> ILayer:
-        return ILayer(self, "select", [condition, then, other])
-
-    def add_plugin_v2(self, inputs: list[ITensor], plugin: _Plugin) -> ILayer:
-        layer = ILayer(self, f"plugin_v2:{plugin.plugin_type}", inputs, **plugin.fields)
-        layer.plugin = plugin
-        return layer
-
-    def add_plugin_v3(self, inputs: list[ITensor], shapes: list[ITensor], plugin: Any) -> ILayer:
-        assert shapes == []
-        layer = ILayer(self, f"plugin_v3:{plugin.plugin_type}", inputs, **plugin.fields)
-        layer.plugin = plugin
-        return layer
-
-    def record(self) -> Recording:
-        from tensorrt_llm.version import __version__ as release
-
-        tensors = [*self.network_inputs, *(t for layer in self.layers for t in layer.outputs)]
-        return Recording(
-            release,
-            {t.name: t.number for t in self.network_inputs},
-            {t.name: t.number for t in self.network_outputs},
-            {t.number: t.known.dtype for t in tensors},
-            [
-                RecordedLayer(
-                    layer.kind,
-                    layer.name,
-                    [None if t is None else t.number for t in layer.inputs],
-                    [t.number for t in layer.outputs],
-                    {key: _plain(value) for key, value in layer.values.items()},
-                )
-                for layer in self.layers
-            ],
-        )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Weights):
-        return value.array()
-    return value.name if isinstance(value, _Open) else value
-
-
-class _Plugin:
-    plugin_version = "1"
-    num_outputs = 1
-
-    def __init__(self, name: str, namespace: str, fields: PluginFieldCollection) -> None:
-        self.plugin_type, self.plugin_namespace = name, namespace
-        self.fields = {field.name: field.data for field in fields}
-
-
-class _Creator:
-    """Of a plugin of the older or the newer interface."""
-
-    def __init__(self, name: str, namespace: str) -> None:
-        self.name, self.plugin_namespace = name, namespace
-
-    def create_plugin(
-        self, _: str, fields: PluginFieldCollection, phase: Any = None
-    ) -> _Plugin | None:
-        assert phase is None or phase is TensorRTPhase.BUILD
-        return _Plugin(self.name, self.plugin_namespace, fields)
-
-
-class _Registry:
-    def get_plugin_creator(self, name: str, version: str, namespace: str) -> _Creator:
-        assert (version, namespace) == ("1", "tensorrt_llm"), name
-        return _Creator(name, namespace)
-
-    def get_creator(self, name: str, version: str, namespace: str) -> _Creator | None:
-        return _Creator(name, namespace) if (version, namespace) == ("1", "dycoke") else None
-
-
-def get_plugin_registry() -> _Registry:
-    return _Registry()
 
 
 class IOptimizationProfile:
