@@ -4,7 +4,8 @@ Imported where TensorRT-LLM is installed, and nowhere else; a build writes a fil
 from here. Weights, names and checkpoint are those of the stock class: the plugins have none.
 
 Followed: tensorrt_llm/models/qwen/model.py (04a2cac), models/modeling_utils.py (01ea6d7),
-commands/build.py and builder.py (008b2b8): release 1.2 era, to be read again on 1.2.1.
+builder.py (008b2b8), commands/build.py (65f1d15), plugin/plugin.py (c20322f): release 1.2 era, to
+be read again on 1.2.1. Tests run this class in 0.17's files (docs/tensorrt.md).
 """
 
 from __future__ import annotations

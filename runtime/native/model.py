@@ -58,7 +58,7 @@ class Qwen2:
 
     def embed(self, ids: Tensor, table: Tensor | None = None) -> Tensor:
         """Embeddings [n, hidden] of int64 ids [n]; ids >= vocab are rows of `table` [V, hidden]."""
-        if table is None:
+        if table is None or len(table) == 0:  # text alone
             return self.weights.embedding[ids]
         text = self.weights.embedding[ids.clamp(max=self.config.vocab - 1)]
         rows = (ids - self.config.vocab).clamp(min=0)

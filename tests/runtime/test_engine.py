@@ -46,6 +46,20 @@ def test_sixteen_together_are_sixteen_alone(make_client, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_an_empty_table_is_none(make_client, name: str) -> None:
+    """A request of text alone may carry a table without rows; its neighbour answers on."""
+    answers = []
+    for table in (None, torch.empty(0, 32)):
+        client = make_client(CONFIGS[name])
+        client.submit("text", [3, 1, 4, 1, 5], embeddings=table)
+        submit(client, "video", 1)
+        client.engine.run_until_idle()
+        answers.append([client.tokens("text"), client.tokens("video")])
+    assert answers[0] == answers[1]
+    assert all(answers[0])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("chunk", [1, 5, 13])
 def test_chunked_prefill_changes_nothing(make_client, name: str, chunk: int) -> None:
     answers = []
