@@ -13,8 +13,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from dycoke_trt.bundle.files import open_bundle
-from dycoke_trt.bundle.record import FILE, read_record
+from dycoke_trt.bundle.record import FILE, Installed, read_record, write_record
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import CLIPS_DIR, MODEL_DIR
@@ -79,7 +80,7 @@ def test_ask(built: Path) -> None:
 
 def test_serve(built: Path, tmp_path: Path) -> None:
     """Both native steps on the device behind a real server: embeddings in bf16 from one to the
-    other, batched decode steps, and the selection's counts."""
+    other, and whole decode steps."""
     repository = write_repository(built, tmp_path / "models", build="cuda")
     for model in ("vision_ttm", "tensorrt_llm"):
         text = (repository / model / "config.pbtxt").read_text()
@@ -97,8 +98,6 @@ def test_another_gpu_is_refused(built: Path, tmp_path: Path) -> None:
     """The pool was sized for the GPU on record; here a record of another one, in a copy."""
     manifest = open_bundle(built)
     record = read_record(built / "engines" / "cuda", manifest, built)
-    from dycoke_trt.bundle.record import Installed, write_record
-
     write_record(tmp_path / "cuda", record.model_copy(update={"sm": 90}))
     with pytest.raises(DyCokeError, match=r"built for GPU architecture sm_90, here it is sm_89"):
         read_record(tmp_path / "cuda", manifest, built, installed=Installed(sm=89))
@@ -122,8 +121,6 @@ def test_refusals(command: tuple[str, ...], message: str) -> None:
 
 @pytest.mark.parametrize("command", [("build",), ("ask", "Why?"), ("serve", "--http-port", "0")])
 def test_without_a_gpu_each_command_says_so_in_a_line(command: tuple[str, ...]) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     name, *rest = command
