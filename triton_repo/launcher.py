@@ -259,6 +259,6 @@ def _watch(server: RunningServer, process: Popen[bytes], stubs: Sequence[Stub], 
         message = f"model {first.model} died{f' ({how})' if how else ''}; the server was ended"
     else:
         message = f"the server died ({how_it_ended(process.pid)})"
-    server.fail(f"{message} (log: {server.log})")
     # A request that hangs would use up the whole exit timeout.
     end_group(process, 0)
+    server.fail(f"{message} (log: {server.log})")

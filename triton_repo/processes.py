@@ -11,7 +11,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -59,24 +60,28 @@ def stubs_of(server: int, repository: Path) -> list[Stub]:
     """The stubs below the process with that id, by the model folder they name: children of a
     server, or of the servers that mpirun started."""
     found = []
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
+    for pid in _descendants(server):
         with suppress(OSError):  # processes end while we look
-            arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            # "pid (name) state ppid ...", where the name may hold anything
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            parents[int(folder.name)] = parent
+            text = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            arguments = text.split("\0")
             if _STUB in arguments[0]:
-                found.append(Stub(int(folder.name), _model(arguments, repository)))
-    return sorted(stub for stub in found if server in _ancestors(stub.pid, parents))
+                found.append(Stub(pid, _model(arguments, repository)))
+    return sorted(found)
 
 
-def _ancestors(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
-    while pid in parents:
-        pid = parents[pid]
-        yield pid
+def _descendants(ancestor: int) -> list[int]:
+    """Processes below the one with that id, parents before their children."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):
+                # "pid (name) state ppid ...", where the name may hold anything
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                children[parent].append(int(folder.name))
+    found = [ancestor]
+    for pid in found:  # grows meanwhile
+        found += children[pid]
+    return found[1:]
 
 
 def _model(arguments: Sequence[str], repository: Path) -> str:
@@ -137,19 +142,30 @@ def wait_ended(pid: int, timeout: float) -> bool:
 
 
 def end_group(process: subprocess.Popen[bytes], patience: float) -> bool:
-    """Ends a process and its group: SIGTERM, `patience` seconds, SIGKILL. True if it ended itself.
+    """Ends a process, its group and what it started: SIGTERM, `patience` seconds, SIGKILL. True if
+    it ended itself.
 
-    The process is collected last: until then its group's id cannot belong to another.
+    The process is collected last: until then its group's id cannot belong to another. Ranks of
+    mpirun are in groups of their own, so they are held by descriptors, which stay theirs.
     """
     graceful = False
-    try:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGTERM)
-            graceful = wait_ended(process.pid, patience)
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with ExitStack() as stack:
+        below = []
+        for pid in _descendants(process.pid) if process.returncode is None else []:
+            with suppress(OSError):  # it ended meanwhile
+                below.append(os.pidfd_open(pid))
+                stack.callback(os.close, below[-1])
+        try:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)
+                graceful = wait_ended(process.pid, patience)
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            for descriptor in below:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     return graceful

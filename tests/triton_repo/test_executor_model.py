@@ -281,7 +281,7 @@ def test_ranks_under_mpirun(tmp_path: Path) -> None:
         stubs = stubs_of(running.pid, repository)
         reply = ask(running.grpc, LLM, llm_inputs(5))
         assert not reply.error
-    assert not any(Path(f"/proc/{stub.pid}").exists() for stub in stubs)
+    until(lambda: not any(Path(f"/proc/{stub.pid}").exists() for stub in stubs))
 
     with serving(repository, **options) as running:
         os.kill(stubs_of(running.pid, repository)[0].pid, signal.SIGKILL)
