@@ -168,7 +168,7 @@ def _questions(
         raise DyCokeError(f"--samples {samples} has no effect without --suite")
     if suite is not None:
         require("av", extra="demo")
-        found = shapes_questions(samples or 32, frames, max_tokens)
+        found = shapes_questions(32 if samples is None else samples, frames, max_tokens)
         return found, f"{len(found)} held-out samples of the shapes suite"
     if file is not None:
         found = read_questions(file, frames, max_tokens)
@@ -224,7 +224,8 @@ def _progress(total: int) -> Iterator[tuple[Any, Any]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("warm-up", total=total)
 
         def on_cell(cell: Cell) -> None:

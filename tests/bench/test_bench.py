@@ -118,7 +118,12 @@ def test_outcomes_agree_between_client_triton_and_our_metrics(
     are of clients that are killed: the server cancels those whose end it notices in time."""
     good = {"video": str(CLIP), "question": QUESTION}
     cancelled = {**good, **a_long_answer(server), "cancel_after": 1}
-    malformed = [{"frames": 6}, {"question": "  "}, {"max_tokens": 10**6}, {"temperature": -1.0}]
+    malformed: list[dict[str, Any]] = [
+        {"frames": 6},
+        {"question": "  "},
+        {"max_tokens": 10**6},
+        {"temperature": -1.0},
+    ]
     rows = []
     for i in range(10):
         wrong = [{**good, **more} for more in malformed]
