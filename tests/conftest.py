@@ -1,6 +1,7 @@
 """Shared by all tests: hypothesis without deadlines (no test depends on time), golden files."""
 
 import os
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,12 @@ if find_spec("hypothesis"):  # GPU machines may lack it: tests/draws.py
     settings.register_profile("default", deadline=None, max_examples=60)
     settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True)
     settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+# A shell ignores SIGINT for what it runs in the background, and children would inherit that: tests
+# that interrupt a command would wait for it for ever.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
