@@ -320,7 +320,7 @@ def test_a_server_under_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found["decode step"]["count"] == sum(answer["tokens"] for answer in summary["answers"])
     assert found["prefill"]["count"] == found["vision+ttm"]["count"] == REQUESTS
     # The rest is transport between processes, which takes its turn on the cores: more of it where
-    # other work runs. docs/profiling.md has the share that an idle machine shows.
+    # other work runs. docs/profiling.md has shares that were measured.
     assert summary["coverage"] > 0.7
 
     planted = 0.2
