@@ -25,6 +25,7 @@ from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 CLIP = Path(__file__).parents[2] / "demo" / "clips" / "colour.mp4"
 QUESTION = "What colour is the shape?"
 CONFIG = DyCokeConfig(k=0.7, l=2, p=0.5)
+REQUESTS = 5  # of which the fastest counts: other work on the machine disturbs some
 
 needs_nsys = pytest.mark.skipif(
     find_spec("nvtx") is None or shutil.which("nsys") is None,
@@ -113,10 +114,10 @@ def test_nsys_traces_without_ranges_are_explained(tmp_path: Path) -> None:
 
 
 def record(folder: Path) -> Trace:
-    """Three measured requests of the demo model in this process, after one of warm-up."""
+    """Measured requests of the demo model in this process, after one of warm-up."""
     plan = Plan(
         str(demo_bundle(CONFIG)), str(CLIP), QUESTION, str(folder / "answers.json"),
-        source="torch", trace=str(folder / "trace.json.gz"), warmup=1, requests=3,
+        source="torch", trace=str(folder / "trace.json.gz"), warmup=1, requests=REQUESTS,
     )  # fmt: skip
     run(plan)
     return read_torch(Path(plan.trace))
@@ -137,12 +138,12 @@ def test_stages_cover_requests_and_a_delay_moves_its_stage_alone(
     summary = summarise(before)
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert summary["coverage"] > 0.95
-    assert summary["requests"] == len(answers) == 3
+    assert summary["requests"] == len(answers) == REQUESTS
     assert {answer["finish"] for answer in answers} == {"end"}
     # The first token comes from the prefill, the last step finds the end token.
     steps = sum(answer["tokens"] for answer in answers)
     assert rows(summary)["decode step"]["count"] == steps
-    assert rows(summary)["sample"]["count"] == steps + 3
+    assert rows(summary)["sample"]["count"] == steps + REQUESTS
     assert rows(summary)["score"]["count"] == rows(summary)["select"]["count"] == steps
 
     plain, planted = Qwen2.prefill, 0.2
@@ -292,10 +293,10 @@ Qwen2.prefill = late
 
 
 def record_server(folder: Path) -> tuple[dict[str, Any], Trace]:
-    """Three requests to a real server under the real nsys: the summary, and what it was made of."""
+    """Requests to a real server under the real nsys: the summary, and what it was made of."""
     done = dycoke(
         "profile", "--server", demo_bundle(CONFIG), "--video", CLIP.with_name("describe.mp4"),
-        "What happens?", "-o", folder, "--requests", "3", "--warmup", "1", "--json",
+        "What happens?", "-o", folder, "--requests", str(REQUESTS), "--warmup", "1", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {path.name for path in folder.iterdir()} == {
@@ -309,7 +310,7 @@ def record_server(folder: Path) -> tuple[dict[str, Any], Trace]:
 @needs_nsys
 def test_a_server_under_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summary, before = record_server(tmp_path / "plain")
-    assert (summary["source"], summary["requests"]) == ("nsys", 3)
+    assert (summary["source"], summary["requests"]) == ("nsys", REQUESTS)
     found = rows(summary)
     assert found.keys() >= {
         "send", "queue", "decode video", "preprocess", "vision+ttm", "prefill", "decode step",
@@ -317,9 +318,9 @@ def test_a_server_under_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }  # fmt: skip
     # Tokens that the client counted; the last step finds the end.
     assert found["decode step"]["count"] == sum(answer["tokens"] for answer in summary["answers"])
-    assert found["prefill"]["count"] == found["vision+ttm"]["count"] == 3
+    assert found["prefill"]["count"] == found["vision+ttm"]["count"] == REQUESTS
     # The rest is transport between processes, which takes its turn on the cores: more of it where
-    # other work runs. docs/profiling.md has the share that an idle machine shows.
+    # other work runs. docs/profiling.md has shares that were measured.
     assert summary["coverage"] > 0.7
 
     planted = 0.2
