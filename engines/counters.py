@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from ..core.errors import DyCokeError
@@ -22,3 +23,31 @@ def read_counters(path: Path) -> dict[str, int]:
         return {name: int(rows[name]) for name in ROWS}
     except (OSError, ValueError, KeyError, TypeError):
         raise DyCokeError(f"{path}: not a counters file") from None
+
+
+class CountersSince:
+    """What plugins counted since this object was made, over all files of one name.
+
+    Files that were there already are of earlier processes, or begin now. Each rank of a
+    tensor-parallel engine counts the same rows, so the file that counted most speaks for all.
+    """
+
+    def __init__(self, name: str) -> None:
+        """name: as in DYCOKE_COUNTERS_FILE."""
+        self._pattern = counters_path(name, "*")
+        self._before = self._read()
+
+    def __call__(self) -> dict[str, int]:
+        """Rows by decision, names as in ROWS; a file that is being replaced counts next time."""
+        grown = [
+            {name: count - self._before.get(path, {}).get(name, 0) for name, count in rows.items()}
+            for path, rows in self._read().items()
+        ]
+        return {name: max((rows[name] for rows in grown), default=0) for name in ROWS}
+
+    def _read(self) -> dict[Path, dict[str, int]]:
+        found = {}
+        for path in self._pattern.parent.glob(self._pattern.name):
+            with suppress(DyCokeError):
+                found[path] = read_counters(path)
+        return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +26,14 @@ def demo_bundle(config: DyCokeConfig) -> Path:
     export_bundle(MODEL_DIR, bundle, config, dtype="float32", max_frames=32)
     build_cpu(bundle, kv_tokens=16_384, tokens_per_block=8, max_batch=16)
     return bundle
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Waits for something that another process does; asks again at once, which takes its time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0)  # lets others run
 
 
 def dycoke(*args: str | Path) -> subprocess.CompletedProcess[str]:

@@ -177,7 +177,9 @@ def with_engines(
     for config in configs:
         if config.name == p.POSTPROCESSING:
             inputs = tuple(spec for spec in config.inputs if spec.name not in unmarked)
-            config = replace(config, inputs=inputs)
+            # The backend in C++ publishes nothing of DyCoke: this model reads the plugins' files.
+            parameters = {**config.parameters, "publish_counters": "true"}
+            config = replace(config, inputs=inputs, parameters=parameters)
         elif config.steps:
             config = replace(config, steps=_ensemble_steps(marks=False))
         found.append(changed.get(config.name, config))

@@ -8,10 +8,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.runtime.protocol import ENSEMBLE, LLM, PREPROCESSING, VISION
 from dycoke_trt.tests.bench.chromium import BINARY, chromium
-from dycoke_trt.tests.support import DYCOKE, assert_one_line, demo_bundle, dycoke
+from dycoke_trt.tests.support import DYCOKE, assert_one_line, demo_bundle, dycoke, until
 from dycoke_trt.tests.triton_repo.conftest import SERVER_ENVIRONMENT
 from dycoke_trt.tests.triton_repo.streams import ask, metrics
 from dycoke_trt.triton_repo.launcher import RunningServer, serving
@@ -37,12 +36,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     write_repository(demo_bundle(ON), repository, threads=1)
     with serving(repository, environment=SERVER_ENVIRONMENT) as running:
         yield running
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def triton_counts(server: RunningServer) -> Counter[str]:

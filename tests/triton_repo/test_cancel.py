@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from dycoke_trt.core.dims import LlmDims
 from dycoke_trt.engines.cpu import build_cpu
 from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.runtime.protocol import BLS, ENSEMBLE, LLM
+from dycoke_trt.tests.support import until
 from dycoke_trt.tests.triton_repo.conftest import SERVER_ENVIRONMENT, Server
 from dycoke_trt.tests.triton_repo.streams import Reply, connection, metrics, take, tensor
 from dycoke_trt.triton_repo.launcher import RunningServer, serving
@@ -41,12 +42,6 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     repository = write_repository(bundle, folder / "repository", threads=1)
     with serving(repository, environment=SERVER_ENVIRONMENT) as running:
         yield running
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def video_question(max_tokens: int = LONG) -> list[Any]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from dycoke_trt.runtime.native.request import Event, Request
 from dycoke_trt.runtime.pipeline import Pipeline
 from dycoke_trt.runtime.protocol import BLS, ENSEMBLE, LLM, VISION
 from dycoke_trt.runtime.video import read_video
-from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
+from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke, until
 from dycoke_trt.tests.triton_repo.conftest import SERVER_ENVIRONMENT
 from dycoke_trt.tests.triton_repo.streams import (
     Reply,
@@ -92,12 +91,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     environment = {**SERVER_ENVIRONMENT, "DYCOKE_COUNTERS_FILE": str(counters)}
     with serving(with_standin(repository), environment=environment) as running:
         yield Server(running, Pipeline.from_record(bundle), counters)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def question(number: int, **more: Any) -> dict[str, Any]:

@@ -7,9 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.runtime.client import ask_server
 from dycoke_trt.runtime.protocol import BLS
-from dycoke_trt.tests.support import DYCOKE, assert_one_line, demo_bundle, dycoke
+from dycoke_trt.tests.support import DYCOKE, assert_one_line, demo_bundle, dycoke, until
 from dycoke_trt.tests.triton_repo.small import write_small_repository
 from dycoke_trt.triton_repo import tritonserver
 from dycoke_trt.triton_repo.launcher import choose_ports, serving
@@ -48,13 +46,6 @@ def regions_of(server: int, repository: Path) -> list[Path]:
         names += Path(f"/proc/{stub.pid}/cmdline").read_text().split("\0")[2:3]
     assert names
     return [SHARED_MEMORY / name for name in names]
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_serves_reports_and_leaves_nothing(tmp_path: Path) -> None:

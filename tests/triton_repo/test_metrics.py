@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, make_sample
-from dycoke_trt.runtime.protocol import ENSEMBLE
-from dycoke_trt.tests.triton_repo.conftest import CONFIG, Server
+from dycoke_trt.engines.counters import ROWS
+from dycoke_trt.engines.plugin_nodes import COUNTERS
+from dycoke_trt.runtime.protocol import ENSEMBLE, POSTPROCESSING
+from dycoke_trt.tests.support import demo_bundle, until
+from dycoke_trt.tests.triton_repo.conftest import CONFIG, SERVER_ENVIRONMENT, Server
 from dycoke_trt.tests.triton_repo.streams import ask, metrics
 from dycoke_trt.tests.triton_repo.test_ensemble import question
+from dycoke_trt.triton_repo.launcher import serving
+from dycoke_trt.triton_repo.repository import write_repository
 
+GATE = "dycoke_gate_decisions_total"
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -68,3 +75,26 @@ def test_page_and_dashboard_name_what_the_server_has(server: Server) -> None:
     assert queries
     for query in queries:
         assert any(name in query for name in families), query
+
+
+def test_counters_of_plugins_become_metrics(tmp_path: Path) -> None:
+    """As where TensorRT-LLM's own backend runs the engine: here this test counts in its place."""
+    bundle = demo_bundle(DyCokeConfig())
+    repository = write_repository(bundle, tmp_path / "repository", threads=1)
+    config = repository / POSTPROCESSING / "config.pbtxt"
+    config.write_text(
+        config.read_text()
+        + 'parameters { key: "publish_counters" value { string_value: "true" } }\n'
+    )
+    environment = {**SERVER_ENVIRONMENT, COUNTERS: str(tmp_path / "counters.%p.json")}
+    names = ("full", "reuse", "reselect", "unknown")
+
+    def published(address: str) -> list[float]:
+        found = metrics(address)
+        return [found[f"{GATE}/{name}"] for name in names]
+
+    with serving(repository, environment=environment) as running:
+        for counts in ([0, 4, 2, 0], [1, 9, 3, 2]):
+            rows = dict(zip(ROWS, counts, strict=True))
+            (tmp_path / "counters.7.json").write_text(json.dumps({"rows": rows}))
+            until(lambda counts=counts: published(running.metrics) == counts)

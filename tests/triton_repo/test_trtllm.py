@@ -91,6 +91,7 @@ def test_repository(bundle: Path, record: EngineRecord, tmp_path: Path) -> None:
         assert "is_first" not in texts[name]
         assert "is_final" not in texts[name]
     assert 'backend: "python"' in texts["preprocessing"]
+    assert parameters(texts["postprocessing"])["publish_counters"] == "true"
     assert "max_inflight_requests" in texts["dycoke"]
 
 

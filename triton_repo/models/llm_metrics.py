@@ -22,7 +22,9 @@ from .llm_request import LlmRequest
 
 PUBLISH_SECONDS = 0.01
 _OUTCOMES = ("end", "stop", "length", "cancelled", "failed", "refused")
-_DECISIONS = {FULL: "full", REUSE: "reuse", RESELECT: "reselect", UNKNOWN: "unknown"}
+DECISION_LABELS = ("full", "reuse", "reselect", "unknown")
+_DECISIONS = dict(zip((FULL, REUSE, RESELECT, UNKNOWN), DECISION_LABELS, strict=True))
+GATE_DECISIONS = ("dycoke_gate_decisions_total", "Gate decisions")  # name, description
 _FIRST_TOKEN_BUCKETS = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]  # seconds
 
 
@@ -55,9 +57,7 @@ class LlmMetrics:
             **self._labelled(
                 "dycoke_visual_tokens_total", "Visual tokens around TTM", "state", ("in", "kept")
             ),
-            **self._labelled(
-                "dycoke_gate_decisions_total", "Gate decisions", "decision", _DECISIONS.values()
-            ),
+            **self._labelled(*GATE_DECISIONS, "decision", DECISION_LABELS),
             **self._labelled(
                 "dycoke_context_tokens_total",
                 "Tokens in context of decode steps in layers >= L, and those attended to",

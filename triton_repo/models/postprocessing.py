@@ -19,7 +19,16 @@ from ...runtime.prompt import load_tokenizer
 from ...runtime.protocol import TOKEN_COUNTS
 from ...runtime.stages import DETOKENISE
 from .llm_calls import stop_generation
-from .requests import array, error_response, parameter, scalar, tensors, text_tensor
+from .plugin_metrics import PluginMetrics
+from .requests import (
+    array,
+    error_response,
+    has_parameter,
+    parameter,
+    scalar,
+    tensors,
+    text_tensor,
+)
 
 
 class TritonPythonModel:
@@ -27,6 +36,12 @@ class TritonPythonModel:
         bundle = Path(parameter(args, "bundle"))
         self._text_ids = open_bundle(bundle).visual_token_base
         self._streams = TextStreams(load_tokenizer(bundle))
+        # Of a backend that does not publish them itself.
+        self._metrics = PluginMetrics() if has_parameter(args, "publish_counters") else None
+
+    def finalize(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]

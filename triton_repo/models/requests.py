@@ -24,6 +24,11 @@ def parameter(args: Mapping[str, str], name: str) -> str:
     return value
 
 
+def has_parameter(args: Mapping[str, str], name: str) -> bool:
+    """Whether the model's config.pbtxt has that parameter."""
+    return name in json.loads(args["model_config"])["parameters"]
+
+
 def array(request: Any, name: str) -> NDArray[Any] | None:
     """An input tensor, or None where it was left out."""
     found = pb_utils.get_input_tensor_by_name(request, name)

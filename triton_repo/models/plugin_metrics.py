@@ -1,0 +1,52 @@
+"""Gate decisions of engines that TensorRT-LLM's own backend runs, under the native model's name.
+
+That backend's metrics know nothing of DyCoke, and its process has no Python. The plugins count in
+files (`--counters`); a model in Python reads them, once a second as they are written.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import triton_python_backend_utils as pb_utils
+
+from ...engines.counters import ROWS, CountersSince
+from ...engines.plugin_nodes import COUNTERS
+from ...runtime.protocol import LLM
+from .llm_metrics import DECISION_LABELS, GATE_DECISIONS
+
+_SECONDS = 1.0
+
+
+class PluginMetrics:
+    """Publishes until `close`; nothing where the server has no DYCOKE_COUNTERS_FILE."""
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        if name := os.environ.get(COUNTERS):
+            counter = pb_utils.MetricFamily.COUNTER
+            # A metric dies with its family.
+            self._family = pb_utils.MetricFamily(*GATE_DECISIONS, kind=counter)
+            self._metrics = {
+                row: self._family.Metric(labels={"model": LLM, "decision": label})
+                for row, label in zip(ROWS, DECISION_LABELS, strict=True)
+            }
+            self._counts = CountersSince(name)
+            self._thread = threading.Thread(target=self._publish, name="counters", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _publish(self) -> None:
+        published = dict.fromkeys(ROWS, 0)
+        while not self._stopping.wait(_SECONDS):
+            for row, count in self._counts().items():
+                # Never less than before: files may vanish.
+                if count > published[row]:
+                    self._metrics[row].increment(count - published[row])
+                    published[row] = count
