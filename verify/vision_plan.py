@@ -23,6 +23,11 @@ Array = NDArray[Any]
 # Largest |difference| over the largest |value| of rows that both sides kept. Two correct fp16 or
 # bf16 towers of 26 layers differ by some units of the type's rounding: 2^-10, 2^-7.
 BOUNDS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+# Rows that have to be the same token. Between fp32 and 16 bits 0.7 % (fp16) and 2.6 % (bf16) of the
+# demo model's are not, at worst; two towers of one type differ by less.
+SHARES = {"float32": 0.99, "float16": 0.98, "bfloat16": 0.95}
+_MOVED = 2  # places that a row may be away
+_SAME = 0.98  # cosine of rows of one token
 
 
 def check_vision_plan(bundle: Path, manifest: Manifest, directory: Path) -> Iterator[Check]:
@@ -42,7 +47,7 @@ def check_vision_plan(bundle: Path, manifest: Manifest, directory: Path) -> Iter
             # Polygraphy gives torch tensors for torch tensors, and these alone know bfloat16.
             given = {"frames": torch.from_numpy(clip).cuda()}
             found = runner.infer(given)["visual_embeds"].float().cpu().numpy()
-            measured = relative_difference(found, reference(clip))
+            measured = relative_difference(found, reference(clip), SHARES[manifest.vision.dtype])
             yield Check(f"vision plan, {frames} frames", measured <= bound, measured, bound, "rel")
 
 
@@ -80,23 +85,32 @@ def synthetic_frames(frames: int, side: int, seed: int = 0) -> Array:
     return clip
 
 
-def relative_difference(found: Array, expected: Array) -> float:
-    """Of the rows that agree on which token they are: the largest |difference| over the largest
-    |value|; infinite for other shapes, or where fewer than 99 in 100 rows agree.
+def relative_difference(found: Array, expected: Array, share: float = 0.99) -> float:
+    """Of the rows that are the same token on both sides: the largest |difference| over the largest
+    |value|; infinite for other shapes, or where fewer than `share` of the rows are.
 
-    Rounding may swap tokens whose similarities differ by less than it, so a few rows may be those
-    of other tokens; rows count as other tokens when their cosine is below 0.9.
+    [1, V, hidden] each. Rounding swaps tokens whose similarities differ by less than it. As tokens
+    stay in order, a swap moves the rows between the two tokens by one place: so each row is
+    compared with the nearest (by cosine) of those around its place.
     """
     expected = np.asarray(expected, np.float32)
     if found.shape != expected.shape or not np.isfinite(found).all():
         return float("inf")
-    norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
-    cosine = (found * expected).sum(-1) / np.maximum(norms, 1e-12)
-    same = cosine >= 0.9
-    if same.mean() < 0.99:
+    rows, others = found[0], expected[0]
+    cosine = _directions(rows) @ _directions(others).T
+    place = np.arange(len(rows))
+    cosine[np.abs(place[:, None] - place) > _MOVED] = -1
+    nearest = cosine.argmax(-1)
+    same = cosine[place, nearest] >= _SAME
+    if same.mean() < share:
         return float("inf")
-    difference = np.abs(found - expected)[same].max()
-    return float(difference / max(float(np.abs(expected).max()), 1e-12))
+    difference = np.abs(rows - others[nearest])[same].max()
+    return float(difference / max(float(np.abs(others).max()), 1e-12))
+
+
+def _directions(rows: Array) -> Array:
+    directions: Array = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    return directions
 
 
 def _longest(manifest: Manifest) -> list[int]:

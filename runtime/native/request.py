@@ -78,28 +78,27 @@ class Sequence:
                 return self.end("stop", len(self.tokens) - len(stop))
         if len(self.tokens) == request.max_tokens:
             return self.end("length", len(self.tokens))
-        ready = len(self.tokens) - held(self.tokens, request.stop)
+        ready = len(self.tokens) - self._held()
         if ready <= self.delivered:
             return None
         event = Event(request.request_id, self.tokens[self.delivered : ready], None)
         self.delivered = ready
         return event
 
+    def _held(self) -> int:
+        """Length of the longest suffix that begins a stop sequence."""
+        longest = 0
+        for stop in self.request.stop:
+            for size in range(min(len(stop) - 1, len(self.tokens)), longest, -1):
+                if tuple(self.tokens[-size:]) == stop[:size]:
+                    longest = size
+                    break
+        return longest
+
     def end(self, finish: Finish, upto: int) -> Event:
         """The last event, with what was generated before `upto` and not delivered yet."""
         self.finish = finish
         return Event(self.request.request_id, self.tokens[self.delivered : upto], finish)
-
-
-def held(tokens: list[int], stop: tuple[tuple[int, ...], ...]) -> int:
-    """How many of the last tokens may begin a stop sequence: the longest suffix that does."""
-    longest = 0
-    for sequence in stop:
-        for size in range(min(len(sequence) - 1, len(tokens)), longest, -1):
-            if tuple(tokens[-size:]) == sequence[:size]:
-                longest = size
-                break
-    return longest
 
 
 def check_request(

@@ -110,9 +110,9 @@ def test_life_cycle_and_numerics(library: Path, images: Path) -> None:
 
 
 @needs_headers
-def test_life_cycle_with_sanitizers(tmp_path: Path, images: Path) -> None:
+def test_life_cycle_and_numerics_with_sanitizers(tmp_path: Path, images: Path) -> None:
     library = build_plugin(tmp_path, Path(INCLUDE), flags=SANITIZE)
-    run_inside(library, images, SANITIZE, "test_life_cycle.py")
+    run_inside(library, images, SANITIZE, "test_life_cycle.py", "test_numerics.py")
 
 
 @needs_headers
