@@ -24,7 +24,7 @@ from dycoke_trt.triton_repo.launcher import RunningServer, serving
 from dycoke_trt.triton_repo.processes import stubs_of
 from dycoke_trt.triton_repo.repository import write_repository
 
-SHORT, LONG = 100, 3500  # tokens: parts of a second, and more than the server waits
+SHORT, LONG = 20, 3500  # tokens: far less, and far more, than the server waits
 
 
 @pytest.fixture(scope="module")
