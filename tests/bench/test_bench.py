@@ -63,13 +63,20 @@ def our_counts(server: RunningServer) -> Counter[str]:
 
 def a_long_answer(server: RunningServer) -> dict[str, Any]:
     """Random tokens that do not happen to end early: sampling depends on the seed alone."""
+    triton, ours = triton_counts(server), our_counts(server)
     for seed in range(50):
         made = {"temperature": 1000.0, "top_k": 0, "seed": seed, "max_tokens": LONG}
         inputs = {"text_input": QUESTION, "video_file_input": CLIP.read_bytes(), "num_frames": 16}
         reply = ask(server.grpc, ENSEMBLE, inputs | made | {"return_num_output_tokens": True})
         if reply.output_tokens == LONG:
-            return made
-    raise AssertionError("no seed has a long answer")
+            break
+    else:
+        raise AssertionError("no seed has a long answer")
+    # Both count a request a moment after its last response.
+    wanted = triton[f"{ENSEMBLE} success"] + seed + 1
+    until(lambda: triton_counts(server)[f"{ENSEMBLE} success"] == wanted)
+    until(lambda: (our_counts(server) - ours).total() == seed + 1)
+    return made
 
 
 KILLED_CLIENT = """
@@ -149,6 +156,7 @@ def test_outcomes_agree_between_client_triton_and_our_metrics(
     assert 100 <= answered <= 100 + killed
     assert answered + ours["cancelled"] == 100 + 50 + killed
     assert (ours["refused"], ours["failed"]) == (20, 0)
+    until(lambda: (triton_counts(server) - triton)[f"{ENSEMBLE} success"] >= 150 + killed)
     triton = triton_counts(server) - triton
     assert triton[f"{ENSEMBLE} success"] == 100 + killed + 50  # what is cancelled ends well for it
     # This server counts a failed ensemble request once as such and once for its step that failed.
