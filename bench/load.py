@@ -79,31 +79,26 @@ async def run_load(
     from tritonclient.grpc.aio import InferenceServerClient
 
     begun = time.perf_counter()
-    async with InferenceServerClient(server) as client:
-        if load.rate is None:
-            places = asyncio.Semaphore(load.concurrency)
-
-            async def limited(i: int) -> None:
-                async with places:
-                    await send(i)
-        else:
-            draw = random.Random(load.seed)
-            due, at = [], 0.0
-            for _ in range(load.requests):
-                due.append(at)
-                at += draw.expovariate(load.rate)
-
-            async def limited(i: int) -> None:
-                await asyncio.sleep(max(0.0, begun + due[i] - time.perf_counter()))
-                await send(i)
+    numbers = iter(range(load.requests))
+    async with InferenceServerClient(server) as client, asyncio.TaskGroup() as tasks:
 
         async def send(i: int) -> None:
             done.append(await _ask(client, model, questions[i % len(questions)], begun))
             on_done()
 
-        async with asyncio.TaskGroup() as tasks:
-            for i in range(load.requests):
-                tasks.create_task(limited(i))
+        async def one_after_the_other() -> None:
+            for i in numbers:
+                await send(i)
+
+        if load.rate is None:
+            for _ in range(load.concurrency):
+                tasks.create_task(one_after_the_other())
+        else:
+            draw, due = random.Random(load.seed), begun
+            for i in numbers:
+                await asyncio.sleep(due - time.perf_counter())
+                tasks.create_task(send(i))
+                due += draw.expovariate(load.rate)
     return time.perf_counter() - begun
 
 
