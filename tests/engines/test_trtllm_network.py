@@ -28,7 +28,7 @@ from dycoke_trt.engines.build_plan import plan_build
 from dycoke_trt.engines.llm_engine import build_llm_engine
 from dycoke_trt.engines.model import model_of_bundle
 from dycoke_trt.engines.plugin_build import build_plugin
-from dycoke_trt.engines.plugin_nodes import ROPE, SCORE, SELECT
+from dycoke_trt.engines.plugin_nodes import PLUGIN_ABI, ROPE, SCORE, SELECT
 from dycoke_trt.engines.targets import find_target
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.dtypes import DTypeName
@@ -61,7 +61,10 @@ from dycoke_trt.tests.engines.network.record import main
 main()
 """
 # What the model class loads before it defines a network; recording needs no plugin.
-LIBRARY = 'extern "C" bool initDycokePlugins(void*) { return true; }'
+LIBRARY = f"""
+__attribute__((used)) char const kMark[] = "dycoke-plugin abi={PLUGIN_ABI} tensorrt=10;";
+extern "C" bool initDycokePlugins(void*) {{ return true; }}
+"""
 
 
 def release() -> str:
