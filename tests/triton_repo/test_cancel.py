@@ -163,7 +163,7 @@ def test_a_waiting_request_is_cancelled_too(slow: RunningServer) -> None:
 
 def test_many_cancelled_streams_leave_the_twin_in_order(server: Server) -> None:
     """Short streams that end while others are asked whether they were cancelled. Without
-    triton_repo/models/spent.py the model's process dies here about every second time."""
+    triton_repo/models/spent.py the model's process died here in one of two runs."""
 
     def cancel_some(seed: int) -> None:
         draw = random.Random(seed)
