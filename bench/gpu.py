@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..core.config import DyCokeConfig
-from ..core.dims import LlmDims, ModelDims, VisionDims, preset
-from ..core.floors import Workload, floors
-from ..core.gpus import Gpu
+from ..cost.dims import LlmDims, ModelDims, VisionDims, preset
+from ..cost.floors import Workload, floors
+from ..cost.gpus import Gpu
 from . import gpu_serving as serving
 from .gpu_kernels import time_kernels
 from .gpu_rates import CUDA, clocks, describe_gpu, measure_rates

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.dims import LlmDims
 from ..core.pool import PoolLayout, encode_table
 from ..core.reselection import block_keep_table
 from ..core.state import ReselectionState, write_context
+from ..cost.dims import LlmDims
 from ..kernels.attention import AttentionWorkspace, paged_attention, splits_for
 from ..kernels.fused import add_norm, swiglu
 from ..kernels.rotary import rotary, rotary_table

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ..core.config import DyCokeConfig
-from ..core.dims import LlmDims, ModelDims
 from ..core.reselection import RESELECT
 from ..core.ttm import ttm_count
+from ..cost.dims import LlmDims, ModelDims
 from ..export.vision_graph import pooling_matrix
 from ..runtime.native.blocks import blocks_for
 from ..runtime.native.device import DeviceQwen2

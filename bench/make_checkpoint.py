@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..bundle.files import atomic_directory
-from ..core.dims import PRESETS, LlmDims, ModelDims, VisionDims, preset
+from ..cost.dims import PRESETS, LlmDims, ModelDims, VisionDims, preset
 from ..demo import MODEL_DIR
 from ..export.dtypes import TORCH_DTYPES, DTypeName
 from ..export.model_config import LlmConfig, VisionConfig

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from ..core.config import DyCokeConfig
-from ..core.dims import preset
 from ..core.ttm import ttm_count
+from ..cost.dims import preset
 from ..runtime.native.blocks import blocks_for
 from ..runtime.native.engine import EngineLimits, NativeEngine
 from ..runtime.native.model import Qwen2

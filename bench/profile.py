@@ -14,10 +14,10 @@ from typing import Any
 from ..bundle.files import open_bundle
 from ..bundle.manifest import Manifest
 from ..bundle.record import read_record
-from ..core.dims import PRESETS, LlmDims, ModelDims, VisionDims
 from ..core.errors import DyCokeError
-from ..core.floors import Workload, floors
-from ..core.gpus import Gpu
+from ..cost.dims import PRESETS, LlmDims, ModelDims, VisionDims
+from ..cost.floors import Workload, floors
+from ..cost.gpus import Gpu
 from ..runtime.stages import DECODE_STEP, PREFILL, VISION
 from .machine import machine
 from .profile_nsys import Nsys, NsysError

@@ -30,7 +30,7 @@ from statistics import median
 from typing import Any
 
 from ..core.config import DyCokeConfig
-from ..core.dims import preset
+from ..cost.dims import preset
 from ..demo import MODEL_DIR
 from ..engines.cpu import build_cpu
 from ..export.bundle import export_bundle

@@ -13,7 +13,7 @@ from .options import AsJson, K, L, Model, P, dycoke_config
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..core.floors import Floors
+    from ..cost.floors import Floors
 
 Frames = Annotated[int, typer.Option("--frames", help="Frames sampled from the video.")]
 
@@ -36,10 +36,10 @@ def flops(
     as_json: AsJson = False,
 ) -> None:
     """FLOPs of a video without and with compression: the paper's Eq. 8, and the true count."""
-    from ..core import flops as count
-    from ..core.dims import preset
     from ..core.errors import DyCokeError
     from ..core.ttm import ttm_count
+    from ..cost import flops as count
+    from ..cost.dims import preset
 
     config = dycoke_config(k=k, p=p)
     dims = preset(model)
@@ -115,8 +115,8 @@ def floors(
     as_json: AsJson = False,
 ) -> None:
     """Least time per stage on a GPU: without compression, with TTM, with TTM and pruning."""
-    from ..core.dims import preset
-    from ..core.floors import Workload, compare_floors
+    from ..cost.dims import preset
+    from ..cost.floors import Workload, compare_floors
 
     dims = preset(model)
     chosen = device(gpu, bandwidth, tflops)
@@ -154,7 +154,7 @@ def floors(
 def device(name: str | None, bandwidth: float | None, tflops: float | None) -> Any:
     """A GPU of the table, or the two figures; raises DyCokeError for half of either."""
     from ..core.errors import DyCokeError
-    from ..core.gpus import Gpu, gpu
+    from ..cost.gpus import Gpu, gpu
 
     if bandwidth is None and tflops is None:
         return gpu(name or "h200")

@@ -11,7 +11,7 @@ import typer
 from .options import AsJson, require
 
 if TYPE_CHECKING:
-    from ..core.gpus import Gpu
+    from ..cost.gpus import Gpu
 
 
 def profile(

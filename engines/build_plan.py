@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.config import DyCokeConfig
-from ..core.dims import LlmDims, VisionDims
 from ..core.errors import DyCokeError
 from ..core.ttm import ttm_count
+from ..cost.dims import LlmDims, VisionDims
 from .targets import Target
 
 MOST_SEQUENCES = 64  # default of --max-batch where memory allows more

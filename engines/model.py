@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..bundle.files import open_bundle
 from ..core.config import DyCokeConfig
-from ..core.dims import PRESETS, LlmDims, ModelDims, preset
 from ..core.errors import DyCokeError
+from ..cost.dims import PRESETS, LlmDims, ModelDims, preset
 from .build_plan import Model
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

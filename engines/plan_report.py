@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ..core.floors import Workload, floors
+from ..cost.floors import Workload, floors
 from .build_plan import BuildPlan, Model
 from .model import dims_of
 from .targets import Target

@@ -1,24 +1,18 @@
-"""What engines are built for: a GPU of the table (core/gpus.py), or the one in this machine."""
+"""What engines are built for: a GPU of the table (cost/gpus.py), or the one in this machine."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import DyCokeError
-from ..core.gpus import GPUS, Gpu
+from ..cost.gpus import GPUS, Gpu, gpu_of_product
 from .this_gpu import VisibleGpu, visible_gpus
 
 THIS_GPU = "this-gpu"
 NATIVE = ("cpu", "cuda")  # the native backend: nothing is compiled ahead of time
-TARGETS = ("a100", "a10", "l4", "l40s", "rtx4090", "h100", "h200", "b200")
+TARGETS = tuple(GPUS)
 OLDEST_SM = 80  # bf16, and the oldest architecture that the kernels are compiled for
-# Words of the product names that drivers print.
-_PRODUCTS = {
-    "A100": "a100", "A10": "a10", "A10G": "a10", "L40S": "l40s", "L4": "l4", "RTX 4090": "rtx4090",
-    "H100": "h100", "H200": "h200", "B200": "b200", "RTX A6000": "a6000",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,9 +59,5 @@ def find_target(name: str, gpus: Sequence[VisibleGpu] | None = None) -> Target:
         raise DyCokeError(
             f"{first.name} is sm_{first.sm}; engines need sm_{OLDEST_SM} or newer (Ampere)"
         )
-    words = first.name.replace("-", " ")
-    published = next(
-        (GPUS[key] for label, key in _PRODUCTS.items() if re.search(rf"\b{label}\b", words)), None
-    )
     memory = min(gpu.memory for gpu in found)
-    return Target(THIS_GPU, first.sm, memory, published)
+    return Target(THIS_GPU, first.sm, memory, gpu_of_product(first.name))

@@ -8,8 +8,8 @@ many ranks as there are to a head hold a copy of it, as in TensorRT-LLM.
 
 from __future__ import annotations
 
-from ..core.dims import LlmDims
 from ..core.errors import DyCokeError
+from ..cost.dims import LlmDims
 
 TP_SIZES = (1, 2, 4, 8)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core.config import DyCokeConfig
-from ..core.dims import LlmDims
 from ..core.errors import DyCokeError
+from ..cost.dims import LlmDims
 from .checkpoint import read_json
 from .llm_layout import check_tp, rank_shapes
 from .model_config import LlmConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..bundle.files import atomic_directory
 from ..core.config import DyCokeConfig
-from ..core.dims import LlmDims, VisionDims
 from ..core.ttm import ttm_count
+from ..cost.dims import LlmDims, VisionDims
 from .checkpoint import Checkpoint
 from .dtypes import DTypeName
 from .llm import export_llm

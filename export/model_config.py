@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..core.dims import LlmDims, VisionDims
 from ..core.errors import DyCokeError
+from ..cost.dims import LlmDims, VisionDims
 
 SourceKind = Literal["hf", "lmms", "qwen2"]
 _QWEN2 = {

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A folder may import itself and what stands on a line above it.
 LAYERS = [
     ["core"],
+    ["cost"],
     ["kernels"],
     ["bundle"],
     ["export", "engines"],
@@ -22,7 +23,7 @@ LAYERS = [
     ["cli"],
 ]
 RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folders}
-TORCH_ONLY = {"core": {"torch"}, "kernels": {"torch", "triton"}}
+TORCH_ONLY = {"core": {"torch"}, "cost": set(), "kernels": {"torch", "triton"}}
 SOURCES = [p for folder in RANK for p in sorted((ROOT / folder).rglob("*.py"))]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dycoke_trt.bench.gpu import NEEDED, SETTINGS, THEIRS, ModelBench, Sizes, measure
 from dycoke_trt.bench.gpu_targets import target_lines, targets
-from dycoke_trt.core.dims import preset
+from dycoke_trt.cost.dims import preset
 
 RATES = {"read_bytes_per_s": 4e12, "copy_bytes_per_s": 4e12, "bf16_flops": 7e14}
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from dycoke_trt.bench.make_checkpoint import make_checkpoint
-from dycoke_trt.core.dims import LlmDims, ModelDims, VisionDims
 from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.cost.dims import LlmDims, ModelDims, VisionDims
 from dycoke_trt.export.checkpoint import open_checkpoint
 
 TINY = ModelDims("tiny", LlmDims(2, 32, 48, 4, 2, 8, 101, False), VisionDims(2, 16, 24, 14, 3))

@@ -342,8 +342,8 @@ def test_floors_are_those_of_dycoke_floors() -> None:
     """A 0.5B's manifest, and what the command prints for the same prompt, answer and blocks."""
     from dycoke_trt.bench.profile import stage_floors
     from dycoke_trt.bundle.manifest import read_manifest
-    from dycoke_trt.core.dims import preset
-    from dycoke_trt.core.gpus import gpu
+    from dycoke_trt.cost.dims import preset
+    from dycoke_trt.cost.gpus import gpu
 
     manifest = read_manifest(demo_bundle(CONFIG))
     model = preset("llava-ov-0.5b")

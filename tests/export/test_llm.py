@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from dycoke_trt.core.config import DyCokeConfig
-from dycoke_trt.core.dims import PRESETS, LlmDims
 from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.cost.dims import PRESETS, LlmDims
 from dycoke_trt.export.checkpoint import Checkpoint
 from dycoke_trt.export.llm import export_llm
 from dycoke_trt.export.llm_layout import allowed_tp, check_tp, padded_vocab, rank_shapes

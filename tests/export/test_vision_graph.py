@@ -9,8 +9,8 @@ import onnx
 import pytest
 import torch
 from dycoke_trt.core.config import DyCokeConfig
-from dycoke_trt.core.dims import VisionDims
 from dycoke_trt.core.ttm import ttm_merge, ttm_select
+from dycoke_trt.cost.dims import VisionDims
 from dycoke_trt.export.checkpoint import Checkpoint
 from dycoke_trt.export.model_config import VisionConfig
 from dycoke_trt.export.names import vision_shapes

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from dycoke_trt.bench.make_checkpoint import make_servable
 from dycoke_trt.core.config import DyCokeConfig
-from dycoke_trt.core.dims import LlmDims
+from dycoke_trt.cost.dims import LlmDims
 from dycoke_trt.engines.cpu import build_cpu
 from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.runtime.protocol import BLS, ENSEMBLE, LLM

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import DyCokeError
+from ..core.errors import DyCokeError
 
 
 @dataclass(frozen=True)

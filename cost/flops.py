@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..core.errors import DyCokeError
 from .dims import LlmDims, ModelDims
-from .errors import DyCokeError
 
 PAPER_TOKENS_PER_FRAME = 196
 PAPER_DECODE_STEPS = 100

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .config import DyCokeConfig
+from ..core.config import DyCokeConfig
+from ..core.errors import DyCokeError
+from ..core.reselection import blocks_kept, tokens_kept
+from ..core.ttm import ttm_count
 from .dims import ModelDims
-from .errors import DyCokeError
 from .flops import true_decode_flops, true_prefill_flops, true_vision_flops
 from .gpus import Gpu
-from .reselection import blocks_kept, tokens_kept
-from .ttm import ttm_count
 
 ELEMENT_BYTES = 2  # fp16 / bf16 weights, activations and KV
 

@@ -1,9 +1,9 @@
 import pytest
 from dycoke_trt.core.config import DyCokeConfig
-from dycoke_trt.core.dims import preset
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.core.floors import Workload, attended_visual_tokens, compare_floors, floors
-from dycoke_trt.core.gpus import GPUS, Gpu, gpu
+from dycoke_trt.cost.dims import preset
+from dycoke_trt.cost.floors import Workload, attended_visual_tokens, compare_floors, floors
+from dycoke_trt.cost.gpus import GPUS, Gpu, gpu, gpu_of_product
 
 MODEL = preset("llava-ov-7b")
 # The bandwidth and compute that the published floors of the field notes assume.
@@ -72,3 +72,22 @@ def test_the_table_names_a_source_for_every_gpu() -> None:
         assert 1e11 < entry.bandwidth < 1e13
         assert 1e13 < entry.flops < 1e16
         assert 1e10 < entry.memory < 1e12
+
+
+@pytest.mark.parametrize(
+    ("printed", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA A10G", "a10"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("Tesla V100-SXM2-16GB", None),
+    ],
+)
+def test_a_gpu_is_recognised_by_what_drivers_print(printed: str, name: str | None) -> None:
+    assert gpu_of_product(printed) == (GPUS[name] if name else None)

@@ -3,9 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dycoke_trt.core.dims import PRESETS, LlmDims, preset
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.core.flops import (
+from dycoke_trt.cost.dims import PRESETS, LlmDims, preset
+from dycoke_trt.cost.flops import (
     frames_for_budget,
     paper_video_flops,
     retained_ratio,

@@ -1,0 +1,1 @@
+"""What a request costs, on paper: dimensions, FLOPs, bytes, floors, GPUs."""
