@@ -11,3 +11,7 @@ class DyCokeError(ValueError):
 
 class QueueFullError(DyCokeError):
     """The waiting line is full: try again later."""
+
+
+class TimeLimitError(DyCokeError):
+    """It took longer than it may: try again later, or ask for less."""

@@ -3,28 +3,34 @@
 One thread calls `step`; any thread may `submit` and `cancel`. A request is admitted when the pool
 can hold its prompt and all tokens it may generate, and keeps these blocks to its end: pruned
 generations cannot be recomputed, so nothing is ever preempted.
+
+What goes wrong in the part of a step that belongs to one request (its prompt, its sampling, its
+callback) ends that request alone. The forward pass of a decode batch belongs to all of its rows:
+an exception there ends them, and the line behind them goes on.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections import deque
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.config import DyCokeConfig
-from ...core.errors import DyCokeError, QueueFullError
+from ...core.errors import DyCokeError, TimeLimitError
 from ...core.pool import encode_table
 from ...core.state import ReselectionState, write_context
-from ..stages import DECODE_STEP, PREFILL, QUEUE, SAMPLE
+from ..stages import DECODE_STEP, PREFILL, SAMPLE
 from .blocks import BlockPool, blocks_for
+from .line import Line
 from .model import Qwen2
 from .pruning import Pruner, PruningTables, SelectionCounts, StepTrace
-from .request import Event, Request, Sequence, check_request
+from .request import Event, Finish, Request, Sequence, check_request
 from .sampling import sample
 from .steps import Lane, StepDecoder
 
@@ -33,11 +39,14 @@ from .steps import Lane, StepDecoder
 class EngineLimits:
     """max_batch: sequences that hold blocks at once; max_queue: requests that wait beside them;
     prefill_chunk: prompt tokens per step, of one or several prompts, so that long prompts delay
-    running answers little."""
+    running answers little. wait_seconds: the longest wait in line; answer_seconds: from leaving it
+    to the last token."""
 
     max_batch: int = 16
     max_queue: int = 256
     prefill_chunk: int = 2048
+    wait_seconds: float = math.inf
+    answer_seconds: float = math.inf
 
 
 class NativeEngine:
@@ -66,11 +75,11 @@ class NativeEngine:
         self._decoder = model.step_decoder(config, self._state, self.limits.max_batch)
         self.selection = SelectionCounts() if self._decoder is None else self._decoder.selection
         self._lock = threading.Condition()
-        self._queue: deque[Request] = deque()
-        self._waits: dict[str, Any] = {}  # open ranges of `queue`, by request id
+        self._line = Line(self.limits.max_queue)
         self._running: list[Sequence] = []
         self._ids: set[str] = set()
         self._cancelled: set[str] = set()
+        self._errors: list[Exception] = []  # of this step
 
     # ---- any thread -----------------------------------------------------------------------------
 
@@ -87,14 +96,9 @@ class NativeEngine:
         with self._lock:
             if request.request_id in self._ids:
                 raise DyCokeError(f"request id {request.request_id!r} is in flight already")
-            if len(self._queue) >= self.limits.max_queue:
-                raise QueueFullError(
-                    f"{len(self._queue)} requests wait already (limit {self.limits.max_queue}); "
-                    "try again later"
-                )
+            self._line.check_room()
             self._ids.add(request.request_id)
-            self._queue.append(request)
-            self._waits[request.request_id] = QUEUE.begin()
+            self._line.add(request)
             self._lock.notify_all()
 
     def cancel(self, request_id: str) -> bool:
@@ -112,7 +116,7 @@ class NativeEngine:
 
     def waiting(self) -> int:
         with self._lock:
-            return len(self._queue)
+            return len(self._line)
 
     def wait_for_work(self, timeout: float | None = None) -> bool:
         """Blocks until a request is in flight, or the timeout in seconds has passed."""
@@ -132,52 +136,67 @@ class NativeEngine:
     def step(self) -> bool:
         """Some prompt tokens and one decode step; True while requests are in flight.
 
-        An exception of the model ends every running request with finish="failed" and is raised.
+        Requests that failed have ended with finish="failed"; when the others were served, their
+        errors are raised: the error if there is one, an ExceptionGroup of several.
         """
+        self._errors = []
         self._drop_cancelled()
+        self._drop_late()
         self._admit()
-        try:
-            decoding = [s for s in self._running if s.decoding]
-            self._prefill([s for s in self._running if not s.decoding])
-            if decoding:
-                with DECODE_STEP:
-                    self._decode(decoding)
-        except Exception:
-            for sequence in self._running:
-                if sequence.finish is None:
-                    sequence.finish = "failed"
-                    self._deliver(Event(sequence.request.request_id, [], "failed"), sequence)
-            self._running = []
-            raise
+        decoding = [s for s in self._running if s.decoding]
+        self._prefill([s for s in self._running if not s.decoding])
+        if decoding:
+            with DECODE_STEP:
+                self._decode(decoding)
         self._running = [s for s in self._running if s.finish is None]
+        if len(self._errors) > 1:
+            raise ExceptionGroup(f"{len(self._errors)} requests failed", self._errors)
+        if self._errors:
+            raise self._errors[0]
         return self.in_flight() > 0
 
     def _drop_cancelled(self) -> None:
         with self._lock:
             cancelled, self._cancelled = self._cancelled, set()
-            dropped = [r for r in self._queue if r.request_id in cancelled]
-            self._queue = deque(r for r in self._queue if r.request_id not in cancelled)
-        for request in dropped:
-            QUEUE.end(self._waits.pop(request.request_id))
-            self._deliver(Event(request.request_id, [], "cancelled"), request=request)
+            waiting = self._line.remove(lambda waiting: waiting.request.request_id in cancelled)
+        for request in waiting:
+            self._deliver(Event(request.request_id, [], "cancelled"), request)
         for sequence in self._running:
             if sequence.request.request_id in cancelled:
-                sequence.finish = "cancelled"
-                self._deliver(Event(sequence.request.request_id, [], "cancelled"), sequence)
+                self._end(sequence, "cancelled")
+        self._running = [s for s in self._running if s.finish is None]
+
+    def _drop_late(self) -> None:
+        """Ends what has waited or run too long; neither is an error of the engine."""
+        now, limits = time.monotonic(), self.limits
+        with self._lock:
+            waiting = self._line.remove(lambda waiting: now - waiting.since > limits.wait_seconds)
+        for request in waiting:
+            late = TimeLimitError(
+                f"waited in line for more than {limits.wait_seconds:g} s; try again later"
+            )
+            self._deliver(Event(request.request_id, [], "failed", late), request)
+        for sequence in self._running:
+            if now - sequence.begun > limits.answer_seconds:
+                late = TimeLimitError(
+                    f"the answer takes more than {limits.answer_seconds:g} s, after "
+                    f"{len(sequence.tokens)} of max_tokens {sequence.request.max_tokens}; ask for "
+                    "fewer tokens"
+                )
+                self._end(sequence, "failed", late)
         self._running = [s for s in self._running if s.finish is None]
 
     def _admit(self) -> None:
         """First come, first served: a request that must wait is not overtaken."""
         while len(self._running) < self.limits.max_batch:
             with self._lock:
-                if not self._queue:
+                request = self._line.first()
+                if request is None:
                     return
-                request = self._queue[0]
                 need = blocks_for(len(request.prompt) + request.max_tokens, self._size)
                 if need > self.blocks.free:
                     return
-                self._queue.popleft()
-            QUEUE.end(self._waits.pop(request.request_id))
+                self._line.pop()
             self._running.append(
                 Sequence(request, self.blocks.allocate(need), request.sampling.generator())
             )
@@ -189,7 +208,7 @@ class NativeEngine:
             count = min(budget, len(sequence.request.prompt) - sequence.prefilled)
             if count == 0:
                 return
-            with PREFILL:
+            with PREFILL, self._alone(sequence):
                 self._prefill_chunk(sequence, count)
             budget -= count
 
@@ -213,10 +232,23 @@ class NativeEngine:
             self._take(sequence, self.model.logits(hidden)[0])
 
     def _decode(self, sequences: list[Sequence]) -> None:
-        """Feeds the newest token of each sequence."""
-        if self._decoder is not None:
-            self._decode_step(self._decoder, sequences)
-            return
+        """Feeds the newest token of each sequence; an error of the batch ends all of it.
+
+        Its rows are not tried one by one: the step may have changed what pruning remembers, and a
+        row fed twice might then answer otherwise.
+        """
+        try:
+            if self._decoder is not None:
+                self._decode_step(self._decoder, sequences)
+            else:
+                self._decode_rows(sequences)
+        except Exception as error:
+            self._errors.append(error)
+            for sequence in sequences:
+                if sequence.finish is None:
+                    self._end(sequence, "failed", error)
+
+    def _decode_rows(self, sequences: list[Sequence]) -> None:
         device = self.model.device
         width = max(blocks_for(s.length, self._size) for s in sequences)
         padded = [s.blocks[:width] + [0] * (width - len(s.blocks)) for s in sequences]
@@ -248,11 +280,13 @@ class NativeEngine:
             self._tracer(sequences),
         )
         for row, sequence in enumerate(sequences):
-            sampling = sequence.request.sampling
-            if sampling.greedy:
-                self._append(sequence, step.best[row])
-            else:
+            if not sequence.request.sampling.greedy:
                 self._take(sequence, step.logits[row].cpu())
+                continue
+            with self._alone(sequence):
+                if step.best[row] < 0:
+                    raise FloatingPointError("the logits are not finite numbers")
+                self._append(sequence, step.best[row])
 
     def _tracer(self, sequences: list[Sequence]) -> Callable[[int, StepTrace], None] | None:
         trace = self._trace
@@ -260,26 +294,46 @@ class NativeEngine:
             return None
         return lambda row, step: trace(sequences[row].request.request_id, step)
 
+    @contextmanager
+    def _alone(self, sequence: Sequence) -> Iterator[None]:
+        """What fails inside ends this sequence and no other."""
+        try:
+            yield
+        except Exception as error:
+            self._errors.append(error)
+            if sequence.finish is None:
+                self._end(sequence, "failed", error)
+
     def _take(self, sequence: Sequence, logits: Tensor) -> None:
-        with SAMPLE:
-            token = sample(logits, sequence.request.sampling, sequence.generator)
-        self._append(sequence, token)
+        with self._alone(sequence):
+            with SAMPLE:
+                token = sample(logits, sequence.request.sampling, sequence.generator)
+            self._append(sequence, token)
 
     def _append(self, sequence: Sequence, token: int) -> None:
         event = sequence.append(token)
-        if event is not None:
-            self._deliver(event, sequence)
-
-    def _deliver(
-        self, event: Event, sequence: Sequence | None = None, request: Request | None = None
-    ) -> None:
-        """Frees what a finished request holds before its last event says so."""
+        if event is None:
+            return
         if event.finish is not None:
-            if sequence is not None:
-                self.blocks.release(sequence.blocks)
-            with self._lock:
-                self._ids.discard(event.request_id)
-                self._cancelled.discard(event.request_id)
-        owner = sequence.request if sequence is not None else request
-        assert owner is not None
-        owner.on_event(event)
+            self.blocks.release(sequence.blocks)
+        self._deliver(event, sequence.request)
+
+    def _end(self, sequence: Sequence, finish: Finish, error: Exception | None = None) -> None:
+        """Ends a sequence before its time; nothing more of it is delivered."""
+        sequence.finish = finish
+        self.blocks.release(sequence.blocks)
+        self._deliver(Event(sequence.request.request_id, [], finish, error), sequence.request)
+
+    def _deliver(self, event: Event, request: Request) -> None:
+        """What the callback raises on the last event is kept for the end of the step; what it
+        raises earlier is the caller's, who ends the request."""
+        if event.finish is None:
+            request.on_event(event)
+            return
+        with self._lock:
+            self._ids.discard(event.request_id)
+            self._cancelled.discard(event.request_id)
+        try:
+            request.on_event(event)
+        except Exception as error:
+            self._errors.append(error)

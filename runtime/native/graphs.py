@@ -189,7 +189,9 @@ class GraphDecoder:
         residual, delta = model.forward(hidden, full, attend)
         _, normed = model.add_norm(residual, delta, model.weights.final_norm)
         bucket.logits = linear(normed, model.weights.lm_head).float()
-        bucket.report = bucket.logits.argmax(-1)
+        best = bucket.logits.argmax(-1)  # NaN counts as the largest
+        largest = bucket.logits.gather(1, best[:, None])[:, 0]
+        bucket.report = best.where(largest.isfinite(), -1)
         if state is not None:
             attended = bucket.selection.lengths.sum(dim=0, keepdim=True)
             bucket.report = torch.cat([bucket.report, self.counters, attended])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -10,17 +11,22 @@ import torch
 from torch import Tensor
 
 from ...core.errors import DyCokeError
+from ..stopping import WordMatcher
 from .sampling import Sampling
 
 Finish = Literal["end", "stop", "length", "cancelled", "failed"]
 
 
 class Event(NamedTuple):
-    """New tokens of a request; `finish` is set on its last event, which comes exactly once."""
+    """New tokens of a request; `finish` is set on its last event, which comes exactly once.
+
+    error: why it failed. A DyCokeError is what its owner can mend.
+    """
 
     request_id: str
     tokens: list[int]
     finish: Finish | None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Request:
 
     prompt: token ids; ids >= vocab size are visual tokens, rows of `embeddings` [V, hidden].
     end_ids: tokens that end the answer; stop: token sequences that end it. Neither is delivered.
-    on_event: called from the thread that steps the engine; it must not block.
+    on_event: called from the thread that steps the engine; it must not block. One that raises ends
+        its request as failed.
     """
 
     request_id: str
@@ -53,6 +60,10 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)  # generated; the last one is not in the pool
     delivered: int = 0
     finish: Finish | None = None
+    begun: float = field(default_factory=time.monotonic)  # seconds
+
+    def __post_init__(self) -> None:
+        self._stop = WordMatcher(self.request.stop)
 
     @property
     def decoding(self) -> bool:
@@ -72,28 +83,17 @@ class Sequence:
         if token in request.end_ids:
             return self.end("end", len(self.tokens))
         self.tokens.append(token)
-        for stop in request.stop:
-            if tuple(self.tokens[-len(stop) :]) == stop:
-                # Never take back what was delivered: a prefix of `stop` was always held.
-                return self.end("stop", len(self.tokens) - len(stop))
+        if matched := self._stop.push(token):
+            # Never take back what was delivered: a prefix of `stop` was always held.
+            return self.end("stop", len(self.tokens) - matched)
         if len(self.tokens) == request.max_tokens:
             return self.end("length", len(self.tokens))
-        ready = len(self.tokens) - self._held()
+        ready = len(self.tokens) - self._stop.held
         if ready <= self.delivered:
             return None
         event = Event(request.request_id, self.tokens[self.delivered : ready], None)
         self.delivered = ready
         return event
-
-    def _held(self) -> int:
-        """Length of the longest suffix that begins a stop sequence."""
-        longest = 0
-        for stop in self.request.stop:
-            for size in range(min(len(stop) - 1, len(self.tokens)), longest, -1):
-                if tuple(self.tokens[-size:]) == stop[:size]:
-                    longest = size
-                    break
-        return longest
 
     def end(self, finish: Finish, upto: int) -> Event:
         """The last event, with what was generated before `upto` and not delivered yet."""
@@ -123,16 +123,29 @@ def check_request(
         )
     if any(not stop for stop in request.stop):
         raise DyCokeError("an empty stop sequence is not allowed")
-    tokens = len(prompt) + request.max_tokens
+    check_length(
+        len(prompt),
+        request.max_tokens,
+        positions=positions,
+        num_blocks=num_blocks,
+        tokens_per_block=tokens_per_block,
+    )
+
+
+def check_length(
+    prompt: int, max_tokens: int, *, positions: int, num_blocks: int, tokens_per_block: int
+) -> None:
+    """Raises DyCokeError for a prompt of so many tokens and an answer that never fit together."""
+    tokens = prompt + max_tokens
     if tokens > positions:
         raise DyCokeError(
-            f"prompt {len(prompt)} + max_tokens {request.max_tokens} = {tokens} tokens, the "
+            f"prompt {prompt} + max_tokens {max_tokens} = {tokens} tokens, the "
             f"model has {positions} positions; lower max_tokens or the number of frames"
         )
     need = -(-tokens // tokens_per_block)
     if need > num_blocks:
         raise DyCokeError(
-            f"prompt {len(prompt)} + max_tokens {request.max_tokens} tokens need {need} KV "
+            f"prompt {prompt} + max_tokens {max_tokens} tokens need {need} KV "
             f"blocks, the pool has {num_blocks}; lower max_tokens or the number "
             "of frames, or give the pool more blocks"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,15 +53,29 @@ class Sampling:
 
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """One token id from fp32 logits [vocab]; ties of greedy go to the lowest id."""
+    """One token id from fp32 logits [vocab]; ties of greedy go to the lowest id.
+
+    Raises FloatingPointError for logits of which the largest is no finite number.
+    """
     if sampling.greedy:
-        return int(logits.argmax())
-    values, ids = (logits.float() / sampling.temperature).sort(descending=True, stable=True)
+        best = int(logits.argmax())
+        _check_finite(float(logits[best]))
+        return best
+    values, ids = logits.float().sort(descending=True, stable=True)
+    _check_finite(float(values[0]))  # NaN sorts first
     if 0 < sampling.top_k < len(values):
         values = values[: sampling.top_k]
-    probabilities = values.softmax(-1)
-    # The smallest set whose mass reaches top_p: a token stays if the mass before it is below.
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+    # Below the largest and in fp64, so that no temperature overflows or becomes zero.
+    scaled = (values - values[0]).double() / sampling.temperature
+    probabilities = scaled.float().softmax(-1)
+    if sampling.top_p < 1:
+        # The smallest set whose mass reaches top_p: a token stays if the mass before it is below.
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
     chosen = torch.multinomial(probabilities.cpu(), 1, generator=generator)
     return int(ids[int(chosen)])
+
+
+def _check_finite(largest: float) -> None:
+    if not math.isfinite(largest):
+        raise FloatingPointError(f"the largest logit is {largest}; the model's numbers overflowed")

@@ -19,7 +19,7 @@ class Lane(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    best: list[int]  # the likeliest token of each lane
+    best: list[int]  # the likeliest token of each lane, -1 where its logits are not finite
     logits: Tensor  # fp32 [>= lanes, vocab], on the device; overwritten by the next step
 
 
