@@ -1,4 +1,5 @@
-"""Shared by all tests: hypothesis without deadlines (no test depends on time), golden files."""
+"""Shared by all tests: hypothesis without deadlines (no test depends on time), the skips that CI
+allows, golden files."""
 
 import os
 import signal
@@ -6,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from dycoke_trt.tests.skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 if find_spec("hypothesis"):  # GPU machines may lack it: tests/draws.py
     from hypothesis import settings

@@ -118,12 +118,6 @@ def _on_gpu(folder: Path) -> Callable[[DyCokeConfig], tuple[Path, str]]:
     return build
 
 
-def _missing() -> str:
-    if find_spec("tensorrt_llm") is None:
-        return "TensorRT-LLM is not installed"
-    return "" if visible_gpus() else "no GPU"
-
-
 @pytest.fixture(
     scope="session",
     params=[
@@ -132,7 +126,10 @@ def _missing() -> str:
             "tensorrt_llm",
             marks=[
                 pytest.mark.trtllm,
-                pytest.mark.skipif(bool(_missing()), reason=f"TensorRT-LLM on a GPU: {_missing()}"),
+                pytest.mark.skipif(
+                    find_spec("tensorrt_llm") is None or not visible_gpus(),
+                    reason="needs a GPU and TensorRT-LLM",
+                ),
             ],
         ),
     ],
