@@ -4,17 +4,29 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NUMPY2 := $(VENV)/numpy2
 
-.PHONY: setup test lint types pytest kernel-grid gpu gpu-sanitize gpu-session demo clean
+define CHECK_PYTHON
+import sys
+from importlib.util import find_spec
+if sys.version_info < (3, 11):
+    sys.exit(f"Python {sys.version.split()[0]} is too old: make PYTHON=python3.11 (or newer)")
+if find_spec("ensurepip") is None:
+    sys.exit(f"{sys.executable} cannot make environments; on Debian: apt-get install python3-venv")
+endef
+export CHECK_PYTHON
+
+.PHONY: setup test lint types numpy2 pytest kernel-grid gpu gpu-sanitize gpu-session demo clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c "$$CHECK_PYTHON"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
 	touch $@
 
-test: lint types pytest
+test: lint types numpy2 pytest
 
 lint: setup
 	$(BIN)/ruff check .
@@ -22,6 +34,17 @@ lint: setup
 
 types: setup
 	MYPYPATH=.types $(BIN)/mypy -p dycoke_trt
+
+# Only `server` needs numpy 1: numpy 2 in front of the environment, for a part of the tests and for the
+# client of test_client.py.
+numpy2: $(NUMPY2)/.installed
+	PYTHONPATH="$(CURDIR)/$(NUMPY2)" OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal \
+		tests/core tests/runtime/test_video.py tests/runtime/test_pipeline.py
+
+$(NUMPY2)/.installed: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --upgrade --no-deps \
+		--no-warn-conflicts --target $(NUMPY2) numpy==2.4.6
+	touch $@
 
 # One process per core, one thread each: the tensors are small.
 pytest: setup

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,16 @@ from dycoke_trt.tests.triton_repo.small import write_small_repository
 from dycoke_trt.triton_repo.launcher import RunningServer, serving
 
 CLIP = CLIPS_DIR / "describe.mp4"
+NUMPY2 = Path(sys.prefix) / "numpy2"
+BESIDE_NUMPY_2 = """
+import sys, numpy
+from pathlib import Path
+from dycoke_trt.runtime import client
+assert numpy.__version__.startswith("2."), numpy.__version__
+client.MAX_FILE_BYTES = int(sys.argv[3])
+options = {"video": Path(sys.argv[2]), "frames": 8, "seed": 2**64 - 1, "stop": ["a", "b"]}
+print(client.ask_server(sys.argv[1], "what arrived", top_k=0, **options).text)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +69,23 @@ def test_what_is_sent(small: RunningServer, monkeypatch: pytest.MonkeyPatch) -> 
     assert size.endswith(",3]")
     sampled = {f"{name}[1,1]" for name in ("temperature", "top_p", "seed")}
     assert sent(top_k=0, seed=2**64 - 1, stop=["a", "b"]) == always | sampled | {"stop_words[1,2]"}
+
+
+@pytest.mark.skipif(not NUMPY2.is_dir(), reason="numpy 2 is not installed: make numpy2")
+@pytest.mark.parametrize("most_bytes", [10, 2**30])
+def test_the_same_is_sent_beside_numpy_2(
+    small: RunningServer, monkeypatch: pytest.MonkeyPatch, most_bytes: int
+) -> None:
+    monkeypatch.setattr(client_module, "MAX_FILE_BYTES", most_bytes)
+    here = ask_server(
+        small.grpc, "what arrived", video=CLIP, frames=8, top_k=0, seed=2**64 - 1, stop=["a", "b"]
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", BESIDE_NUMPY_2, small.grpc, str(CLIP), str(most_bytes)],
+        env=os.environ | {"PYTHONPATH": str(NUMPY2)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (there.returncode, there.stdout) == (0, here.text + "\n"), there.stderr
 
 
 @pytest.mark.parametrize(
