@@ -94,20 +94,26 @@ def abilities(there: set[str]) -> dict[str, tuple[bool, str]]:
 
 
 def _triton() -> list[Finding]:
-    """The server, and whether it has TensorRT-LLM's backend, which decides what runs engines."""
+    """The server, and which backends it has, which decides what runs engines."""
     from ..core.errors import DyCokeError
     from ..engines.doctor import Finding
     from ..triton_repo.tritonserver import find_tritonserver
     from ..triton_repo.trtllm import CPP_BACKEND, EXECUTOR
+    from ..triton_repo.vision_config import PLAN_BACKEND
 
-    name = f"backend {CPP_BACKEND}"
     try:
         server = find_tritonserver()
-        found = Finding("Triton server", "ok", f"{server.version} ({server.source})")
+        findings = [Finding("Triton server", "ok", f"{server.version} ({server.source})")]
     except DyCokeError as error:
         return [Finding("Triton server", "missing", "none", str(error))]
-    library = server.backend_library(CPP_BACKEND)
-    if library.is_file():
-        return [found, Finding(name, "ok", str(library))]
-    instead = f"engines are served with --llm {EXECUTOR}, a Python model"
-    return [found, Finding(name, "missing", "none", instead)]
+    instead = {
+        CPP_BACKEND: f"engines are served with --llm {EXECUTOR}, a Python model",
+        PLAN_BACKEND: "the vision plan is run by a Python model, as in NVIDIA's own images",
+    }
+    for backend, note in instead.items():
+        library, name = server.backend_library(backend), f"backend {backend}"
+        if library.is_file():
+            findings.append(Finding(name, "ok", str(library)))
+        else:
+            findings.append(Finding(name, "missing", "none", note))
+    return findings

@@ -67,6 +67,7 @@ def serve(
     from ..triton_repo.launcher import choose_ports, serving
     from ..triton_repo.repository import write_repository
     from ..triton_repo.tritonserver import Ports, find_tritonserver
+    from ..triton_repo.vision_config import PLAN_BACKEND
 
     check_name(target)
     if threads < 0:
@@ -82,6 +83,7 @@ def serve(
                 triton_version=found.version,
                 build=target,
                 llm=engines.llm,
+                plan_backend=found.backend_library(PLAN_BACKEND).is_file(),
                 threads=threads if target == "cpu" else 0,
             )
             _say(f"tritonserver {found.version} ({found.source}), models in {folder}")
@@ -136,6 +138,7 @@ class _Engines:
             server_options,
             shm_advice,
         )
+        from ..triton_repo.vision_config import PLAN_BACKEND
 
         manifest, folder = open_bundle(bundle), bundle / "engines" / target
         if target == "cuda":
@@ -152,6 +155,8 @@ class _Engines:
         read_record(folder, manifest, bundle, installed=here)
         chosen = choose_llm(llm or "auto", server, has_bindings=here.tensorrt_llm is not None)
         _say(f"tensorrt_llm runs on: {chosen}")
+        plan = "Triton's backend" if server.backend_library(PLAN_BACKEND).is_file() else "Python"
+        _say(f"vision_ttm runs on: TensorRT, {plan}")
         if advice := shm_advice(manifest, record, chosen, shutil.disk_usage("/dev/shm").total):
             _say(advice)
         return cls(

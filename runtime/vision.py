@@ -1,4 +1,7 @@
-"""The vision step: `vision_ttm.onnx` in ONNX Runtime on a CPU, its weights in torch on a GPU."""
+"""The vision step: on an engine of TensorRT, or native.
+
+Native is `vision_ttm.onnx` in ONNX Runtime on a CPU, and its weights in torch on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor
 from ..core.errors import DyCokeError
 
 FILE = "vision_ttm.onnx"
+NATIVE, TENSORRT = "native", "tensorrt"
 
 
 class Vision(Protocol):
@@ -19,12 +23,16 @@ class Vision(Protocol):
     def __call__(self, frames: Tensor) -> Tensor: ...
 
 
-def load_vision(bundle: Path, device: str, threads: int = 0) -> Vision:
-    """The vision step on `cpu` or `cuda`; threads: of a CPU, 0 takes all cores.
+def load_vision(bundle: Path, build: str, threads: int = 0, kind: str = NATIVE) -> Vision:
+    """The vision step beside the LLM that `dycoke build --target build` made.
 
-    Raises DyCokeError for a bundle that cannot be loaded, and without a GPU for `cuda`.
+    kind: NATIVE, for the build `cpu` or `cuda`, or TENSORRT for the plan of any other. threads: of
+    a CPU, 0 takes all cores. Raises DyCokeError for a bundle that cannot be loaded, an engine that
+    does not fit this machine, and without a GPU for anything but `cpu`.
     """
-    if device == "cpu":
+    if kind == TENSORRT:
+        return _plan(bundle, build)
+    if build == "cpu":
         return OnnxVision(bundle, threads)
     from .native.gpu import find_gpu
     from .vision_torch import TorchVision
@@ -36,6 +44,20 @@ def load_vision(bundle: Path, device: str, threads: int = 0) -> Vision:
         raise DyCokeError(
             f"{bundle}: the vision step does not fit in what is free of the GPU's memory"
         ) from None
+
+
+def _plan(bundle: Path, build: str) -> Vision:
+    from ..bundle.files import open_bundle
+    from ..bundle.record import read_record
+    from ..engines.installed import installed
+    from ..engines.tensorrt_library import TENSORRT as LIBRARY
+    from ..engines.vision_plan import PLAN_FILE
+    from .vision_engine import EngineVision
+
+    folder = bundle / "engines" / build
+    read_record(folder, open_bundle(bundle), bundle, installed=installed())
+    again = f"run: dycoke build {bundle} --target {build}, here"
+    return EngineVision(folder / PLAN_FILE, LIBRARY.load(), again=again)
 
 
 class OnnxVision:

@@ -2,8 +2,9 @@
 
 preprocessing -> vision_ttm -> tensorrt_llm -> postprocessing is the ensemble `dycoke`;
 `dycoke_bls` runs the same steps as one model. Every model.py is a shim into this package; with
-engines of TensorRT, vision_ttm and tensorrt_llm are theirs (trtllm.py), under the same names; a
-server without the C++ backend runs tensorrt_llm in Python, on TensorRT-LLM's executor.
+engines of TensorRT, vision_ttm and tensorrt_llm are theirs (vision_config.py, trtllm.py), under the
+same names; what a server has no C++ backend for it runs in Python: the plan on TensorRT's runtime,
+tensorrt_llm on TensorRT-LLM's executor.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from ..bundle.manifest import Manifest
 from ..bundle.record import EngineRecord, read_record
 from ..core.errors import DyCokeError
 from ..runtime import protocol as p
+from ..runtime.vision import TENSORRT
 from .model_config import ModelConfig, Step
-from .trtllm import CPP_BACKEND, EXECUTOR, llm_config, vision_config
+from .trtllm import CPP_BACKEND, llm_config
+from .vision_config import AUTO, choose_vision, plan_config, vision_config
 
 # Servers before this one refuse the field (it came with release 25.11).
 MAX_INFLIGHT_SINCE = (2, 64)
@@ -36,15 +39,19 @@ def write_repository(
     triton_version: str = "2.51.0",
     build: str = "cpu",
     llm: str = CPP_BACKEND,
+    vision: str = AUTO,
+    plan_backend: bool = False,
     threads: int = 0,
 ) -> Path:
     """Writes the repository `target` for what `dycoke build --target build` made of `bundle`.
 
     bundle_path: where the server will see the bundle, if elsewhere (a container's mount).
     triton_version: of the server, which refuses fields newer than itself. llm: what runs
-    TensorRT-LLM engines, CPP_BACKEND or EXECUTOR. threads: of the vision step on a CPU, 0 takes all
-    cores. A repository written earlier is replaced. Raises DyCokeError for a target that holds
-    anything else, a bundle without that build, or a version that is none.
+    TensorRT-LLM engines, CPP_BACKEND or EXECUTOR. vision: what runs the vision step (one of
+    runtime/vision.py, or AUTO). plan_backend: the server has Triton's backend for TensorRT plans.
+    threads: of the vision step on a CPU, 0 takes all cores. A repository written earlier is
+    replaced. Raises DyCokeError for a target that holds anything else, a bundle without that build,
+    or a version that is none.
     """
     if threads and build != "cpu":
         raise DyCokeError(f"--threads {threads} has no effect with --target {build}")
@@ -56,10 +63,17 @@ def write_repository(
         raise DyCokeError(f"{target} exists and is no model repository; choose another directory")
     seen = str(bundle_path or bundle.resolve())
     version_ = parse_version(triton_version)
-    configs = model_configs(manifest, version_, seen, build=build, threads=threads)
-    if record.backend == "trtllm":
-        engines = f"{seen}/engines/{build}"
-        configs = with_engines(configs, manifest, record, engines, executor=llm == EXECUTOR)
+    native = record.backend == "native"
+    chosen = choose_vision(vision, native=native)
+    cpp_llm = not native and llm == CPP_BACKEND
+    configs = model_configs(
+        manifest, version_, seen, build=build, threads=threads, vision=chosen, on_gpu=cpp_llm
+    )
+    if cpp_llm:
+        configs = with_cpp_llm(configs, manifest, record, f"{seen}/engines/{build}")
+    if chosen == TENSORRT and plan_backend:
+        plan = plan_config(manifest)
+        configs = [plan if config.name == p.VISION else config for config in configs]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -99,12 +113,19 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 
 def model_configs(
-    manifest: Manifest, triton: tuple[int, ...], bundle: str, *, build: str, threads: int
+    manifest: Manifest,
+    triton: tuple[int, ...],
+    bundle: str,
+    *,
+    build: str,
+    threads: int,
+    vision: str,
+    on_gpu: bool,
 ) -> list[ModelConfig]:
-    """The six models. triton: the server's version; bundle: its path as the server sees it."""
+    """The six models. triton: the server's version; bundle: its path as the server sees it;
+    on_gpu: embeddings go to the LLM step in the GPU's memory."""
     place = {"bundle": bundle}
     frames = p.frames_spec(manifest.vision.image_size)
-    embeds = p.visual_embeds_spec(manifest.llm.hidden, manifest.vision.dtype)
     # The client shows visual tokens before and after TTM without having the bundle.
     shown = {
         "tokens_per_frame": str(manifest.vision.tokens_per_frame),
@@ -122,12 +143,8 @@ def model_configs(
         (frames, *p.PROMPT, p.PROMPT_VOCAB_SIZE),
         parameters=place,
     )
-    vision = ModelConfig(
-        p.VISION,
-        (frames,),
-        (embeds,),
-        parameters={**place, "build": build, "threads": str(threads)},
-    )
+    step = {**place, "build": build, "threads": str(threads)}
+    vision_ttm = vision_config(manifest, step, vision, gpu=on_gpu)
     llm = ModelConfig(
         p.LLM, llm_inputs, p.LLM_OUTPUTS, decoupled=True, parameters={**place, "build": build}
     )
@@ -152,27 +169,15 @@ def model_configs(
         steps=_ensemble_steps(),
         max_inflight=MAX_INFLIGHT if triton >= MAX_INFLIGHT_SINCE else 0,
     )
-    return [preprocessing, vision, llm, postprocessing, ensemble, bls]
+    return [preprocessing, vision_ttm, llm, postprocessing, ensemble, bls]
 
 
-def with_engines(
-    configs: list[ModelConfig],
-    manifest: Manifest,
-    record: EngineRecord,
-    engines: str,
-    *,
-    executor: bool,
+def with_cpp_llm(
+    configs: list[ModelConfig], manifest: Manifest, record: EngineRecord, engines: str
 ) -> list[ModelConfig]:
-    """The same models, with `vision_ttm` and `tensorrt_llm` run by TensorRT.
-
-    engines: the engine directory as the server sees it. executor: `tensorrt_llm` stays our model in
-    Python; otherwise it is the C++ backend, which marks neither begin nor end of a stream.
-    """
-    if executor:
-        plan = vision_config(manifest)
-        return [plan if config.name == p.VISION else config for config in configs]
+    """The same models, with `tensorrt_llm` on TensorRT-LLM's backend in C++, which marks neither
+    begin nor end of a stream. engines: the engine directory as the server sees it."""
     unmarked = [name.name for name in p.STREAM_MARKS]
-    changed = {p.VISION: vision_config(manifest), p.LLM: llm_config(manifest, record, engines)}
     found = []
     for config in configs:
         if config.name == p.POSTPROCESSING:
@@ -182,7 +187,9 @@ def with_engines(
             config = replace(config, inputs=inputs, parameters=parameters)
         elif config.steps:
             config = replace(config, steps=_ensemble_steps(marks=False))
-        found.append(changed.get(config.name, config))
+        elif config.name == p.LLM:
+            config = llm_config(manifest, record, engines)
+        found.append(config)
     return found
 
 

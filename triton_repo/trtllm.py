@@ -1,4 +1,4 @@
-"""The repository's models that TensorRT runs: `tensorrt_llm` and `vision_ttm` on engines.
+"""The repository's model `tensorrt_llm` on engines.
 
 Tensors and parameters of `tensorrt_llm` are those of Triton's TensorRT-LLM backend
 (triton_backend/all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt at 0c8de69, 1.x); what is
@@ -11,7 +11,6 @@ from ..bundle.manifest import Manifest
 from ..bundle.record import EngineRecord
 from ..engines.build import LLM_DIRECTORY
 from ..engines.refusals import refuse
-from ..engines.vision_plan import PLAN_FILE, profile_ranges
 from ..runtime import protocol as p
 from .model_config import ModelConfig
 
@@ -59,18 +58,4 @@ def llm_config(manifest: Manifest, record: EngineRecord, engines: str) -> ModelC
         ragged=True,
         queue_microseconds=_QUEUE_MICROSECONDS,
         parameters=llm_parameters(manifest, record, engines),
-    )
-
-
-def vision_config(manifest: Manifest) -> ModelConfig:
-    """`vision_ttm` on the plan: all its profiles on GPU 0, where rank 0 of the LLM is."""
-    vision = manifest.vision
-    profiles = range(len(profile_ranges(vision.image_size, vision.max_frames)))
-    return ModelConfig(
-        p.VISION,
-        (p.frames_spec(vision.image_size),),
-        (p.visual_embeds_spec(manifest.llm.hidden, vision.dtype),),
-        platform="tensorrt_plan",
-        file=PLAN_FILE,
-        profiles=tuple(map(str, profiles)),
     )

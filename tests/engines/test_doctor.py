@@ -23,6 +23,8 @@ def test_doctor_here() -> None:
     found = {finding["name"]: finding for finding in report["findings"]}
     assert {"GPU", "TensorRT", "TensorRT-LLM", "plugin", "counters", "Triton server"} <= set(found)
     assert "--llm executor" in found["backend tensorrtllm"]["note"]
+    assert found["backend tensorrt"]["status"] == "missing"
+    assert "Python model" in found["backend tensorrt"]["note"]
     assert report["works"]["answers on the CPU"]
     assert report["containers"][0]["tensorrt_llm"] == "1.2.1"
     assert "UNVERIFIED" in report["containers"][0]["source"]

@@ -1,7 +1,7 @@
-"""`tensorrt_llm` on the executor bindings, in a real server: the bindings alone are a stand-in.
+"""`tensorrt_llm` on the executor bindings and `vision_ttm` on a plan, in a real server.
 
-The vision step is that of a CPU, since a plan needs a GPU; everything else is what
-`dycoke serve --target h100 --llm executor` writes.
+The executor bindings and TensorRT's runtime are stand-ins; everything else is what
+`dycoke serve --target h100 --llm executor` writes for a server without Triton's `tensorrt` backend.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from dycoke_trt.bundle.manifest import read_manifest
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
@@ -33,7 +34,9 @@ from dycoke_trt.runtime.native.request import Event, Request
 from dycoke_trt.runtime.pipeline import Pipeline
 from dycoke_trt.runtime.protocol import BLS, ENSEMBLE, LLM, VISION
 from dycoke_trt.runtime.video import read_video
+from dycoke_trt.runtime.vision_torch import TorchVision
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke, until
+from dycoke_trt.tests.tensorrt_standin.plan import FOLDER as TENSORRT_FOLDER
 from dycoke_trt.tests.triton_repo.conftest import SERVER_ENVIRONMENT
 from dycoke_trt.tests.triton_repo.streams import (
     Reply,
@@ -50,6 +53,7 @@ from dycoke_trt.triton_repo.repository import write_repository
 from dycoke_trt.triton_repo.tritonserver import TritonServer
 from dycoke_trt.triton_repo.trtllm import CPP_BACKEND, EXECUTOR
 from dycoke_trt.triton_repo.trtllm_launch import choose_llm
+from dycoke_trt.verify.vision_plan import synthetic_frames
 
 CONFIG = DyCokeConfig(k=0.5, l=2, p=0.5)
 SAMPLES = [make_sample(seed) for seed in HELD_OUT_SEEDS[500_000:500_008]]
@@ -71,8 +75,10 @@ class Server:
 
 
 def with_standin(repository: Path) -> Path:
-    """Beside its model, where the server's Python looks first."""
-    (repository / LLM / "1" / "tensorrt_llm").symlink_to(FOLDER / "tensorrt_llm")
+    """Beside their models, where the server's Python looks first."""
+    for model, module in ((LLM, FOLDER / "tensorrt_llm"), (VISION, TENSORRT_FOLDER / "tensorrt")):
+        if (repository / model).is_dir():
+            (repository / model / "1" / module.name).symlink_to(module)
     return repository
 
 
@@ -84,11 +90,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     build_cpu(bundle, kv_tokens=8192, tokens_per_block=BLOCK, max_batch=BATCH)
     write_engines(bundle)
     repository = write_repository(bundle, folder / "models", build=TARGET, llm=EXECUTOR)
-    on_cpu = write_repository(bundle, folder / "cpu", threads=1)
-    shutil.rmtree(repository / VISION)
-    shutil.copytree(on_cpu / VISION, repository / VISION)
     counters = folder / "counters.json"
-    environment = {**SERVER_ENVIRONMENT, "DYCOKE_COUNTERS_FILE": str(counters)}
+    # The interpreter's GPU is the CPU: where the stand-in for TensorRT has its tensors.
+    environment = {**SERVER_ENVIRONMENT, "TRITON_INTERPRET": "1"}
+    environment["DYCOKE_COUNTERS_FILE"] = str(counters)
     with serving(with_standin(repository), environment=environment) as running:
         yield Server(running, Pipeline.from_record(bundle), counters)
 
@@ -226,8 +231,10 @@ def test_embeddings_in_bfloat16(tmp_path: Path) -> None:
     write_engines(bundle)
     repository = write_repository(bundle, tmp_path / "models", build=TARGET, llm=EXECUTOR)
     for folder in repository.iterdir():
-        if folder.is_dir() and folder.name != LLM:
+        if folder.is_dir() and folder.name not in (LLM, VISION):
             shutil.rmtree(folder)
+    clip = synthetic_frames(8, read_manifest(bundle).vision.image_size)
+    embeddings = TorchVision.from_bundle(bundle, "cpu")(torch.from_numpy(clip))
     rows = 80
     table = torch.randn(rows, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
     prompt = [5, 6, *range(512, 512 + rows), 7, 8, 9]
@@ -243,10 +250,16 @@ def test_embeddings_in_bfloat16(tmp_path: Path) -> None:
         tensor("prompt_embedding_table", bits[None].view(ml_dtypes.bfloat16), "BF16"),
         tensor("prompt_vocab_size", rows, "INT32"),
     ]
+    environment = {**SERVER_ENVIRONMENT, "TRITON_INTERPRET": "1"}
     with (
-        serving(with_standin(repository), environment=SERVER_ENVIRONMENT) as running,
+        serving(with_standin(repository), environment=environment) as running,
         connection(running.grpc) as stream,
     ):
+        stream.send(VISION, "v", [tensor("frames", clip, "UINT8")])
+        _, result, error = next(stream.replies())
+        assert error is None
+        found = result.as_numpy("visual_embeds").astype(np.float32)
+        assert np.array_equal(found, embeddings.float().numpy())
         stream.send(LLM, "r", inputs)
         _, result, error = next(stream.replies())
         assert error is None

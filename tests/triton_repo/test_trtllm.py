@@ -80,12 +80,13 @@ def test_repository(bundle: Path, record: EngineRecord, tmp_path: Path) -> None:
     assert "is_final" not in llm
     assert list((folder / "tensorrt_llm" / "1").iterdir()) == []
 
+    # NVIDIA's image has no backend `tensorrt`: our model in Python runs the plan.
     vision = texts["vision_ttm"]
-    assert 'platform: "tensorrt_plan"' in vision
-    assert 'default_model_filename: "vision_ttm.plan"' in vision
-    assert 'kind: KIND_GPU gpus: [ 0 ] profile: [ "0", "1" ]' in vision
-    link = folder / "vision_ttm" / "1" / "vision_ttm.plan"
-    assert str(link.readlink()) == "/bundle/engines/h100/vision_ttm.plan"
+    assert 'backend: "python"' in vision
+    given = parameters(vision)
+    assert (given["vision"], given["build"], given["bundle"]) == ("tensorrt", "h100", "/bundle")
+    assert given["embeds_memory"] == "gpu"  # where the C++ backend of the LLM takes them
+    assert [path.name for path in (folder / "vision_ttm" / "1").iterdir()] == ["model.py"]
 
     for name in ("dycoke", "postprocessing", "preprocessing", "dycoke_bls"):
         assert "is_first" not in texts[name]
@@ -93,6 +94,29 @@ def test_repository(bundle: Path, record: EngineRecord, tmp_path: Path) -> None:
     assert 'backend: "python"' in texts["preprocessing"]
     assert parameters(texts["postprocessing"])["publish_counters"] == "true"
     assert "max_inflight_requests" in texts["dycoke"]
+
+
+def test_a_server_with_the_backend_runs_the_plan_itself(bundle: Path, tmp_path: Path) -> None:
+    folder = write_repository(
+        bundle, tmp_path / "models", bundle_path=Path("/bundle"), build="h100", plan_backend=True
+    )
+    vision = (folder / "vision_ttm" / "config.pbtxt").read_text()
+    assert 'platform: "tensorrt_plan"' in vision
+    assert 'default_model_filename: "vision_ttm.plan"' in vision
+    assert 'kind: KIND_GPU gpus: [ 0 ] profile: [ "0", "1" ]' in vision
+    (link,) = (folder / "vision_ttm" / "1").iterdir()
+    assert str(link.readlink()) == "/bundle/engines/h100/vision_ttm.plan"
+
+
+def test_python_models_pass_embeddings_on_in_the_cpus_memory(bundle: Path, tmp_path: Path) -> None:
+    folder = write_repository(bundle, tmp_path / "models", build="h100", llm=EXECUTOR)
+    given = parameters((folder / "vision_ttm" / "config.pbtxt").read_text())
+    assert (given["vision"], given["embeds_memory"]) == ("tensorrt", "cpu")
+
+
+def test_the_native_backend_has_no_plan(tmp_path: Path) -> None:
+    with pytest.raises(DyCokeError, match="--vision tensorrt is for engines of TensorRT-LLM"):
+        write_repository(demo_bundle(DyCokeConfig()), tmp_path / "m", vision="tensorrt")
 
 
 def test_parameters_pass_the_refusals_for_every_config(

@@ -12,6 +12,8 @@ from dycoke_trt.engines.build import engine_record
 from dycoke_trt.engines.build_plan import plan_build
 from dycoke_trt.engines.model import model_of_bundle
 from dycoke_trt.engines.targets import find_target
+from dycoke_trt.engines.vision_plan import PLAN_FILE
+from dycoke_trt.tests.tensorrt_standin.plan import plan_bytes
 
 TARGET, BLOCK, BATCH = "h100", 32, 8
 FOLDER = Path(__file__).parent  # for sys.path: `tensorrt_llm` is there
@@ -23,8 +25,8 @@ def write_engines(bundle: Path, kv_tokens: int = 8192, **changes: Any) -> Engine
     (folder / "llm").mkdir(parents=True)
     plugins = {"plugin_config": {"tokens_per_block": BLOCK}}
     (folder / "llm" / "config.json").write_text(json.dumps({"build_config": plugins}))
-    for name in ("llm/rank0.engine", "vision_ttm.plan"):
-        (folder / name).write_bytes(b"not compiled")
+    (folder / "llm/rank0.engine").write_bytes(b"not compiled")
+    (folder / PLAN_FILE).write_bytes(plan_bytes(bundle))
     plan = plan_build(
         model_of_bundle(bundle), find_target(TARGET), tokens_per_block=BLOCK, max_batch=BATCH
     )

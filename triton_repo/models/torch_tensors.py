@@ -16,5 +16,5 @@ def torch_array(request: Any, name: str) -> torch.Tensor | None:
 
 
 def torch_tensor(name: str, value: torch.Tensor) -> Any:
-    """An output tensor; it crosses to the other models in the CPU's memory."""
-    return pb_utils.Tensor.from_dlpack(name, value.cpu())
+    """An output tensor, in the memory where it is; what wrote it there has to have ended."""
+    return pb_utils.Tensor.from_dlpack(name, value)

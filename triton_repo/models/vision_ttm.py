@@ -1,4 +1,8 @@
-"""Model `vision_ttm` without TensorRT: ONNX Runtime on a CPU, torch on a GPU."""
+"""Model `vision_ttm` in Python: ONNX Runtime on a CPU, torch or a TensorRT engine on a GPU.
+
+An engine's embeddings stay in the GPU's memory where TensorRT-LLM's backend takes them from there,
+as NVIDIA's own vision models hand it theirs (triton_backend/all_models/multimodal of TensorRT-LLM).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton_python_backend_utils as pb_utils
 
 from ...bundle.files import open_bundle
 from ...runtime.stages import VISION
 from ...runtime.vision import load_vision
-from .requests import array, check_parameters, error_response, parameter
-from .torch_tensors import torch_tensor
+from .requests import check_parameters, error_response, parameter
+from .torch_tensors import torch_array, torch_tensor
 
 
 class TritonPythonModel:
@@ -21,7 +24,9 @@ class TritonPythonModel:
         bundle = Path(parameter(args, "bundle"))
         self._manifest = open_bundle(bundle)
         threads = int(parameter(args, "threads"))
-        self._vision = load_vision(bundle, parameter(args, "build"), threads)
+        build, kind = parameter(args, "build"), parameter(args, "vision")
+        self._vision = load_vision(bundle, build, threads, kind)
+        self._on_gpu = parameter(args, "embeds_memory") == "gpu"
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]
@@ -29,11 +34,13 @@ class TritonPythonModel:
     def _respond(self, request: Any) -> Any:
         try:
             check_parameters(request)
-            frames = array(request, "frames")
+            frames = torch_array(request, "frames")
             assert frames is not None  # Triton refuses a request without it
             self._manifest.visual_tokens(frames.shape[1])  # refuses a wrong number of frames
             with VISION:
-                embeds = self._vision(torch.from_numpy(frames))
+                embeds = self._vision(frames)
+            if not self._on_gpu:
+                embeds = embeds.cpu()
             return pb_utils.InferenceResponse([torch_tensor("visual_embeds", embeds)])
         except Exception as error:
             return error_response(error)
