@@ -87,7 +87,7 @@ class TritonServer:
 
         The wheel keeps one stub (the process that runs a model) per Python version beside its
         backends; a folder of links brings together what belongs to this version.
-        Raises DyCokeError if there is no stub for it.
+        Raises DyCokeError if there is no stub for it, or it does not load.
         """
         if self.source != "wheel":
             yield []
@@ -95,7 +95,9 @@ class TritonServer:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         stubs = _wheel() / "python_backend_stubs"
         stub = stubs / version / "triton_python_backend_stub"
-        if not stub.is_file():
+        if stub.is_file():
+            self._check_loads(stub)
+        else:
             known = ", ".join(sorted((p.name for p in stubs.iterdir()), key=_numbers))
             raise DyCokeError(
                 f"{stubs}: no stub for Python {version}, only for {known}; make the environment "
@@ -107,6 +109,18 @@ class TritonServer:
             for file in [*(_wheel() / "backends" / "python").glob("*.*"), stub]:
                 (python / file.name).symlink_to(file)
             yield [f"--backend-directory={folder}"]
+
+    def _check_loads(self, stub: Path) -> None:
+        """A server waits for ever for a stub whose libraries are missing."""
+        done = subprocess.run(
+            [str(stub)], env=self.environment(), capture_output=True, text=True, check=False
+        )  # without arguments it ends at once
+        if done.returncode == 127:  # of the dynamic loader
+            library = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
+            raise DyCokeError(
+                f"{stub} does not load: {done.stderr.strip().split(': ', 1)[-1]}"
+                f"; on Debian: apt-get install {library}"
+            )
 
     def _printed_version(self) -> str:
         with tempfile.TemporaryDirectory(prefix="dycoke-probe-") as empty:
