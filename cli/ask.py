@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import AsJson, require
+from ..runtime.video.limits import VideoLimits
+from .options import (
+    VIDEO,
+    AsJson,
+    MaxVideoBytes,
+    MaxVideoFrames,
+    MaxVideoPixels,
+    MaxVideoSamples,
+    MaxVideoSeconds,
+    require,
+)
 
 _FORMS = "give BUNDLE and QUESTION, or --server HOST:PORT and QUESTION (in quotes)"
 
@@ -43,6 +53,11 @@ def ask(
     top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="For sampling.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Stop word; repeatable.")] = None,
+    max_video_bytes: MaxVideoBytes = VIDEO.max_bytes,
+    max_video_pixels: MaxVideoPixels = VIDEO.max_pixels,
+    max_video_frames: MaxVideoFrames = VIDEO.max_frames,
+    max_video_samples: MaxVideoSamples = VIDEO.max_samples,
+    max_video_seconds: MaxVideoSeconds = VIDEO.max_seconds,
     as_json: AsJson = False,
 ) -> None:
     """Ask a question about a video: in this process, or with --server of a running server."""
@@ -50,6 +65,11 @@ def ask(
     from ..runtime.protocol import DEFAULT_FRAMES
 
     bundle, question = _bundle_and_question(words or [], server)
+    limits = VideoLimits(
+        max_video_bytes, max_video_pixels, max_video_frames, max_video_samples, max_video_seconds
+    )
+    if server is not None and limits != VIDEO:
+        raise DyCokeError("--max-video-... has no effect with --server; give it to dycoke serve")
     if server is not None and target is not None:
         raise DyCokeError(f"--target {target} has no effect with --server: it has its own")
     if video is None and frames is not None:
@@ -68,7 +88,9 @@ def ask(
     }
     if server is None:
         assert bundle is not None
-        report = _ask_here(bundle, target or "cpu", question, video, frames, sampling, options)
+        report = _ask_here(
+            bundle, target or "cpu", question, video, frames, sampling, options, limits
+        )
     else:
         report = _ask_there(server, question, video, frames, sampling, options)
     if as_json:
@@ -110,6 +132,7 @@ def _ask_here(
     frames: int,
     sampling: dict[str, Any],
     options: dict[str, Any],
+    limits: VideoLimits,
 ) -> dict[str, Any]:
     from ..engines.targets import check_name
 
@@ -122,7 +145,7 @@ def _ask_here(
     wanted = Sampling(**sampling)
     _refuse_idle(**sampling)
     pipeline = Pipeline.from_record(bundle, target, keep_steps=False)
-    clip = None if video is None else pipeline.read(video, frames)
+    clip = None if video is None else pipeline.read(video, frames, limits)
     answer = pipeline.ask(clip, question, sampling=wanted, **options)
     return {
         "text": answer.text,

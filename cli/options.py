@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..runtime.video.limits import VideoLimits
+
 if TYPE_CHECKING:
     from ..core.config import DyCokeConfig
 
@@ -15,7 +17,24 @@ P = Annotated[float, typer.Option("--p", help="KV pruning rate P in decoding, 0 
 Model = Annotated[
     str, typer.Option("--model", help="Preset: llava-ov-0.5b, llava-ov-7b or llava-ov-72b.")
 ]
+VIDEO = VideoLimits()  # defaults of the options below
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+MaxVideoBytes = Annotated[
+    int, typer.Option("--max-video-bytes", help="Largest encoded video that is read.")
+]
+MaxVideoPixels = Annotated[
+    int, typer.Option("--max-video-pixels", help="Largest frame of a video: width x height.")
+]
+MaxVideoFrames = Annotated[
+    int, typer.Option("--max-video-frames", help="Longest video, in frames of the file.")
+]
+MaxVideoSamples = Annotated[
+    int, typer.Option("--max-video-samples", help="Most frames sampled from a video.")
+]
+MaxVideoSeconds = Annotated[
+    float, typer.Option("--max-video-seconds", help="Longest time that decoding a video may take.")
+]
 
 
 def dycoke_config(**fields: Any) -> DyCokeConfig:

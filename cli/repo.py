@@ -7,6 +7,16 @@ from typing import Annotated
 
 import typer
 
+from ..runtime.video.limits import VideoLimits
+from .options import (
+    VIDEO,
+    MaxVideoBytes,
+    MaxVideoFrames,
+    MaxVideoPixels,
+    MaxVideoSamples,
+    MaxVideoSeconds,
+)
+
 
 def repo(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)],
@@ -30,6 +40,11 @@ def repo(
     threads: Annotated[
         int, typer.Option("--threads", help="CPU threads of the vision step; 0 takes all cores.")
     ] = 0,
+    max_video_bytes: MaxVideoBytes = VIDEO.max_bytes,
+    max_video_pixels: MaxVideoPixels = VIDEO.max_pixels,
+    max_video_frames: MaxVideoFrames = VIDEO.max_frames,
+    max_video_samples: MaxVideoSamples = VIDEO.max_samples,
+    max_video_seconds: MaxVideoSeconds = VIDEO.max_seconds,
 ) -> None:
     """Write the Triton model repository of a bundle, to be mounted into a container for example."""
     from ..core.errors import DyCokeError
@@ -38,6 +53,9 @@ def repo(
     from ..triton_repo.trtllm import CPP_BACKEND, EXECUTOR
 
     check_name(target)
+    limits = VideoLimits(
+        max_video_bytes, max_video_pixels, max_video_frames, max_video_samples, max_video_seconds
+    )
     if llm not in (CPP_BACKEND, EXECUTOR):
         raise DyCokeError(f"--llm {llm!r} is not allowed; allowed: {CPP_BACKEND}, {EXECUTOR}")
     if threads < 0:
@@ -50,5 +68,6 @@ def repo(
         build=target,
         llm=llm,
         threads=threads,
+        limits=limits,
     )
     typer.echo(f"{written}: start it with: tritonserver --model-repository={written.resolve()}")

@@ -12,6 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..runtime.video.limits import VideoLimits
+from .options import (
+    VIDEO,
+    MaxVideoBytes,
+    MaxVideoFrames,
+    MaxVideoPixels,
+    MaxVideoSamples,
+    MaxVideoSeconds,
+)
+
 if TYPE_CHECKING:
     from ..triton_repo.server_log import LoadEvent
     from ..triton_repo.tritonserver import TritonServer
@@ -60,6 +70,11 @@ def serve(
             show_default="auto",
         ),
     ] = None,
+    max_video_bytes: MaxVideoBytes = VIDEO.max_bytes,
+    max_video_pixels: MaxVideoPixels = VIDEO.max_pixels,
+    max_video_frames: MaxVideoFrames = VIDEO.max_frames,
+    max_video_samples: MaxVideoSamples = VIDEO.max_samples,
+    max_video_seconds: MaxVideoSeconds = VIDEO.max_seconds,
 ) -> None:
     """Serve a bundle with Triton: writes the model repository, starts the server, watches it."""
     from ..core.errors import DyCokeError
@@ -70,6 +85,9 @@ def serve(
     from ..triton_repo.vision_config import PLAN_BACKEND
 
     check_name(target)
+    limits = VideoLimits(
+        max_video_bytes, max_video_pixels, max_video_frames, max_video_samples, max_video_seconds
+    )
     if threads < 0:
         raise DyCokeError(f"--threads {threads} is not allowed; allowed: an integer >= 0")
     ports = choose_ports(Ports(http_port, grpc_port, metrics_port, host))
@@ -85,6 +103,7 @@ def serve(
                 llm=engines.llm,
                 plan_backend=found.backend_library(PLAN_BACKEND).is_file(),
                 threads=threads if target == "cpu" else 0,
+                limits=limits,
             )
             _say(f"tritonserver {found.version} ({found.source}), models in {folder}")
             with serving(

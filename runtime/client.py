@@ -96,7 +96,7 @@ def ask_server(
                 reply = client.get_model_config(name, as_json=True, client_timeout=_CONNECT_SECONDS)
                 shown = reply["config"].get("parameters", {})
                 if video is not None:
-                    values |= video_inputs(video, frames)
+                    values |= video_inputs(video, frames, _image_size(shown))
                 inputs = [request_tensor(key, value) for key, value in values.items()]
             sent = True
             return _stream(client, name, inputs, _visual_tokens(shown, video, frames), on_text)
@@ -188,8 +188,11 @@ def request_tensor(name: str, value: Any) -> Any:
     return tensor
 
 
-def video_inputs(video: Path, frames: int) -> dict[str, Any]:
-    """The file as it is, or sampled frames of one that is large."""
+def video_inputs(video: Path, frames: int, size: int | None = None) -> dict[str, Any]:
+    """The file as it is, or sampled frames of one that is large, resized to what the server takes.
+
+    size: of the server's vision tower; None leaves frames as they are.
+    """
     try:
         if video.stat().st_size <= MAX_FILE_BYTES:
             return {"video_file_input": video.read_bytes(), "num_frames": frames}
@@ -197,9 +200,14 @@ def video_inputs(video: Path, frames: int) -> dict[str, Any]:
         raise DyCokeError(f"{video}: no such file") from None
     except OSError as error:
         raise DyCokeError(f"{video}: cannot be read ({error.strerror})") from None
-    from .video import read_video  # needs torch
+    from .video.read import read_video  # needs torch
 
-    return {"video_bytes_input": read_video(video, frames).numpy()[None]}
+    return {"video_bytes_input": read_video(video, frames, size=size).numpy()[None]}
+
+
+def _image_size(parameters: dict[str, Any]) -> int | None:
+    """What the model's configuration says; None where it does not."""
+    return int(parameters["image_size"]["string_value"]) if "image_size" in parameters else None
 
 
 def _visual_tokens(

@@ -23,7 +23,8 @@ from .native.sampling import Sampling
 from .preprocess import resize
 from .prompt import PromptBuilder
 from .stages import DECODE_VIDEO, DETOKENISE, PREPROCESS, VISION
-from .video import read_video
+from .video.limits import VideoLimits
+from .video.read import read_video
 from .vision import Vision, load_vision
 
 
@@ -100,11 +101,12 @@ class Pipeline:
             keep_steps=keep_steps,
         )
 
-    def read(self, video: Path, num_frames: int) -> Tensor:
-        """Samples a video file, after a wrong number of frames is refused: uint8 [F, H, W, 3]."""
+    def read(self, video: Path, num_frames: int, limits: VideoLimits | None = None) -> Tensor:
+        """Samples a video file, after a wrong number of frames is refused: uint8 [F, S, S, 3]."""
         self.manifest.visual_tokens(num_frames)
         with DECODE_VIDEO:
-            return read_video(video, num_frames)
+            size = self.manifest.vision.image_size
+            return read_video(video, num_frames, size=size, limits=limits)
 
     def embed_video(self, frames: Tensor) -> Tensor:
         """uint8 [F, H, W, 3] -> visual embeddings [V, hidden]."""

@@ -17,9 +17,9 @@ from .preprocess import resize
 from .prompt import PromptBuilder
 from .protocol import DEFAULT_FRAMES, DEFAULT_MAX_TOKENS
 from .stages import DECODE_VIDEO, PREPROCESS
-from .video import MAX_SIDE, read_video
+from .video.limits import VideoLimits
+from .video.read import read_video
 
-MAX_FILE_BYTES = 1 << 30  # of an encoded video
 _INT32_MAX = 2**31 - 1
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -27,9 +27,10 @@ Arrays = dict[str, NDArray[np.generic]]
 class Preparation:
     """What preprocessing does for one bundle."""
 
-    def __init__(self, bundle: Path, manifest: Manifest) -> None:
+    def __init__(self, bundle: Path, manifest: Manifest, limits: VideoLimits | None = None) -> None:
         self.prompts = PromptBuilder(bundle, manifest)
         self._manifest = manifest
+        self._limits = limits or VideoLimits()
 
     def __call__(
         self,
@@ -114,12 +115,8 @@ class Preparation:
                 f"video_bytes_input: shape {list(video.shape)} is not allowed; allowed: "
                 "[F, H, W, 3], at least one pixel"
             )
-        if max(video.shape[1:3]) > MAX_SIDE:
-            raise DyCokeError(
-                f"video_bytes_input: frames of {video.shape[2]}x{video.shape[1]}; allowed: up to "
-                f"{MAX_SIDE} pixels a side"
-            )
         try:
+            self._limits.check("max_pixels", video.shape[1] * video.shape[2])
             self._manifest.visual_tokens(len(video))
         except DyCokeError as error:
             raise DyCokeError(f"video_bytes_input: {error}") from None
@@ -133,10 +130,9 @@ class Preparation:
         try:
             if file.startswith(b"data:"):
                 file = _data_uri(file)
-            if len(file) > MAX_FILE_BYTES:
-                raise DyCokeError(f"{len(file)} bytes; allowed: up to {MAX_FILE_BYTES}")
+            size = self._manifest.vision.image_size
             with DECODE_VIDEO:
-                return read_video(file, num_frames)
+                return read_video(file, num_frames, size=size, limits=self._limits)
         except DyCokeError as error:
             raise DyCokeError(f"video_file_input: {error}") from None
 

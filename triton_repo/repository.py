@@ -20,6 +20,7 @@ from ..bundle.manifest import Manifest
 from ..bundle.record import EngineRecord, read_record
 from ..core.errors import DyCokeError
 from ..runtime import protocol as p
+from ..runtime.video.limits import VideoLimits
 from ..runtime.vision import TENSORRT
 from .model_config import ModelConfig, Step
 from .trtllm import CPP_BACKEND, llm_config
@@ -42,6 +43,7 @@ def write_repository(
     vision: str = AUTO,
     plan_backend: bool = False,
     threads: int = 0,
+    limits: VideoLimits | None = None,
 ) -> Path:
     """Writes the repository `target` for what `dycoke build --target build` made of `bundle`.
 
@@ -49,9 +51,9 @@ def write_repository(
     triton_version: of the server, which refuses fields newer than itself. llm: what runs
     TensorRT-LLM engines, CPP_BACKEND or EXECUTOR. vision: what runs the vision step (one of
     runtime/vision.py, or AUTO). plan_backend: the server has Triton's backend for TensorRT plans.
-    threads: of the vision step on a CPU, 0 takes all cores. A repository written earlier is
-    replaced. Raises DyCokeError for a target that holds anything else, a bundle without that build,
-    or a version that is none.
+    threads: of the vision step on a CPU, 0 takes all cores. limits: of videos. A repository
+    written earlier is replaced. Raises DyCokeError for a target that holds anything else, a bundle
+    without that build, or a version that is none.
     """
     if threads and build != "cpu":
         raise DyCokeError(f"--threads {threads} has no effect with --target {build}")
@@ -67,7 +69,14 @@ def write_repository(
     chosen = choose_vision(vision, native=native)
     cpp_llm = not native and llm == CPP_BACKEND
     configs = model_configs(
-        manifest, version_, seen, build=build, threads=threads, vision=chosen, on_gpu=cpp_llm
+        manifest,
+        version_,
+        seen,
+        build=build,
+        threads=threads,
+        vision=chosen,
+        on_gpu=cpp_llm,
+        limits=limits or VideoLimits(),
     )
     if cpp_llm:
         configs = with_cpp_llm(configs, manifest, record, f"{seen}/engines/{build}")
@@ -121,6 +130,7 @@ def model_configs(
     threads: int,
     vision: str,
     on_gpu: bool,
+    limits: VideoLimits,
 ) -> list[ModelConfig]:
     """The six models. triton: the server's version; bundle: its path as the server sees it;
     on_gpu: embeddings go to the LLM step in the GPU's memory."""
@@ -128,6 +138,7 @@ def model_configs(
     frames = p.frames_spec(manifest.vision.image_size)
     # The client shows visual tokens before and after TTM without having the bundle.
     shown = {
+        "image_size": str(manifest.vision.image_size),
         "tokens_per_frame": str(manifest.vision.tokens_per_frame),
         "visual_tokens": json.dumps(
             {
@@ -141,7 +152,7 @@ def model_configs(
         p.PREPROCESSING,
         (*p.QUESTION_INPUTS, p.TEXT_ONLY),
         (frames, *p.PROMPT, p.PROMPT_VOCAB_SIZE),
-        parameters=place,
+        parameters={**place, **limits.parameters()},
     )
     step = {**place, "build": build, "threads": str(threads)}
     vision_ttm = vision_config(manifest, step, vision, gpu=on_gpu)

@@ -13,7 +13,7 @@ from dycoke_trt.demo import CLIPS_DIR, MODEL_DIR
 from dycoke_trt.demo.model import frame_features
 from dycoke_trt.demo.preprocess import to_pixels
 from dycoke_trt.eval.shapes import Answerer
-from dycoke_trt.runtime.video import read_video
+from dycoke_trt.runtime.video.read import read_video
 from dycoke_trt.tests.support import assert_one_line, dycoke
 
 CLIPS = json.loads((CLIPS_DIR / "clips.json").read_text())

@@ -14,7 +14,7 @@ from dycoke_trt.demo.mp4 import encode_mp4, round_trip
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, Sample, make_sample
 from dycoke_trt.eval.shapes import MAX_NEW_TOKENS, Answerer
 from dycoke_trt.runtime.protocol import BLS, ENSEMBLE
-from dycoke_trt.runtime.video import read_video
+from dycoke_trt.runtime.video.read import read_video
 from dycoke_trt.tests.triton_repo.conftest import CONFIG, Server
 from dycoke_trt.tests.triton_repo.streams import Reply, ask
 

@@ -33,7 +33,7 @@ from dycoke_trt.runtime.native.load import load_engine
 from dycoke_trt.runtime.native.request import Event, Request
 from dycoke_trt.runtime.pipeline import Pipeline
 from dycoke_trt.runtime.protocol import BLS, ENSEMBLE, LLM, VISION
-from dycoke_trt.runtime.video import read_video
+from dycoke_trt.runtime.video.read import read_video
 from dycoke_trt.runtime.vision_torch import TorchVision
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke, until
 from dycoke_trt.tests.tensorrt_standin.plan import FOLDER as TENSORRT_FOLDER

@@ -11,13 +11,23 @@ import triton_python_backend_utils as pb_utils
 from ...bundle.files import open_bundle
 from ...core.errors import DyCokeError
 from ...runtime.preparation import Arrays, Preparation
-from .requests import array, check_parameters, error_response, parameter, scalar, tensors
+from ...runtime.video.limits import VideoLimits
+from .requests import (
+    array,
+    check_parameters,
+    error_response,
+    parameter,
+    parameters,
+    scalar,
+    tensors,
+)
 
 
 class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         bundle = Path(parameter(args, "bundle"))
-        self._prepare = Preparation(bundle, open_bundle(bundle))
+        limits = VideoLimits.from_parameters(parameters(args))
+        self._prepare = Preparation(bundle, open_bundle(bundle), limits)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]

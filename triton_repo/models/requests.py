@@ -24,6 +24,12 @@ def parameter(args: Mapping[str, str], name: str) -> str:
     return value
 
 
+def parameters(args: Mapping[str, str]) -> dict[str, str]:
+    """All parameters of the model's config.pbtxt."""
+    given = json.loads(args["model_config"])["parameters"]
+    return {name: value["string_value"] for name, value in given.items()}
+
+
 def has_parameter(args: Mapping[str, str], name: str) -> bool:
     """Whether the model's config.pbtxt has that parameter."""
     return name in json.loads(args["model_config"])["parameters"]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import pytest
 import torch
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.runtime import video
-from dycoke_trt.runtime.preprocess import resize
-from dycoke_trt.runtime.video import read_video, sample_indices
+from dycoke_trt.runtime.video.limits import VideoLimits
+from dycoke_trt.runtime.video.read import read_video, sample_indices
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,44 +102,30 @@ def test_missing_file_and_bad_counts(tmp_path: Path) -> None:
         read_video(make_mp4(2), 0)
 
 
-def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "MAX_SOURCE_FRAMES", 20)
-    with pytest.raises(DyCokeError, match="more than 20 frames"):
-        read_video(make_mp4(21), 4)
-    monkeypatch.setattr(video, "MAX_SIDE", 16)
-    with pytest.raises(DyCokeError, match="32 x 32 pixels; allowed: up to 16"):
-        read_video(make_mp4(2), 4)
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_bytes": 100}, r"[\d,]+ bytes of the encoded file; allowed: up to 100 "),
+        ({"max_pixels": 1000}, r"1,024 pixels of a frame; allowed: up to 1,000 "),
+        ({"max_frames": 20}, r"21 frames in the file; allowed: up to 20 "),
+        ({"max_samples": 3}, r"4 sampled frames; allowed: up to 3 "),
+        ({"max_seconds": 1e-9}, r"more seconds of decoding; allowed: up to 1e-09 "),
+    ],
+)
+def test_limits_are_named_with_the_flag_that_raises_them(
+    limits: dict[str, float], message: str
+) -> None:
+    (name,) = limits
+    flag = name.replace("max_", r"--max-video-")
+    with pytest.raises(DyCokeError, match=rf"^\d+ bytes: {message}\({flag} raises it\)$"):
+        read_video(make_mp4(21), 4, limits=VideoLimits(**limits))
 
 
-def processor(size: int) -> Any:
-    """LLaVA-OneVision's own image processor, in the form that needs no torchvision."""
-    import transformers
-
-    name = "LlavaOnevisionImageProcessor"
-    kind = getattr(transformers, name + "Pil", None) or getattr(transformers, name)
-    return kind(
-        size={"height": size, "width": size}, do_rescale=False, do_normalize=False,
-        image_grid_pinpoints=[[size, size]],
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("shape", [(48, 64), (200, 100), (384, 384), (37, 501), (540, 960)])
-@pytest.mark.parametrize("size", [96, 384])
-def test_resize_equals_the_processors(shape: tuple[int, int], size: int) -> None:
-    frame = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    got = resize(torch.from_numpy(frame)[None], size)[0].int()
-    pixels = processor(size)(images=[frame], return_tensors="np").pixel_values
-    expected = torch.from_numpy(np.asarray(pixels))[0, 0].int()  # the whole picture comes first
-    difference = (got - expected).abs()
-    assert difference.max() <= 1
-    assert (difference == 0).float().mean() >= 0.99
-
-
-def test_resize_refuses_other_tensors() -> None:
-    for bad in (torch.zeros(2, 4, 4, 3), torch.zeros(4, 4, 3, dtype=torch.uint8)):
-        with pytest.raises(DyCokeError, match=r"allowed: uint8 \[F, H, W, 3\]"):
-            resize(bad, 8)
-    with pytest.raises(DyCokeError, match="empty"):
-        resize(torch.zeros(0, 4, 4, 3, dtype=torch.uint8), 8)
-    same = torch.randint(256, (2, 8, 8, 3), dtype=torch.uint8)
-    assert torch.equal(resize(same, 8), same.permute(0, 3, 1, 2))
+def test_limits_travel_as_parameters() -> None:
+    limits = VideoLimits(max_bytes=5, max_seconds=0.5)
+    assert VideoLimits.from_parameters(limits.parameters()) == limits
+    assert VideoLimits.from_parameters({"bundle": "x"}) == VideoLimits()
+    with pytest.raises(DyCokeError, match="max_video_frames: 'many' is not allowed"):
+        VideoLimits.from_parameters({"max_video_frames": "many"})
+    with pytest.raises(DyCokeError, match="--max-video-pixels 0 is not allowed"):
+        VideoLimits(max_pixels=0)

@@ -1,0 +1,1 @@
+"""Video files to the frames that a model sees."""
