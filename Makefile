@@ -39,7 +39,7 @@ types: setup
 # client of test_client.py.
 numpy2: $(NUMPY2)/.installed
 	PYTHONPATH="$(CURDIR)/$(NUMPY2)" OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal \
-		tests/core tests/runtime/test_video.py tests/runtime/test_pipeline.py
+		tests/core tests/runtime/video tests/runtime/test_pipeline.py
 
 $(NUMPY2)/.installed: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --upgrade --no-deps \
