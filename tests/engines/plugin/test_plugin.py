@@ -136,8 +136,8 @@ def test_the_library_needs_nothing_of_nvidia(library: Path) -> None:
     assert "cuda" not in dynamic
 
 
-@needs_headers
 @pytest.mark.skipif(LEAN is None, reason="tensorrt-lean-cu12-libs is not installed")
+@needs_headers  # the first reason that is given, where both are missing
 @pytest.mark.parametrize("way", ["load", "preload", "both"])
 def test_in_the_real_registry(library: Path, tmp_path: Path, way: str) -> None:
     """TensorRT's lean runtime has the real registry, and loads without a GPU."""
