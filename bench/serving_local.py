@@ -21,7 +21,8 @@ from ..bundle.files import open_bundle
 from ..runtime.detokenize import TextStream
 from ..runtime.native.load import load_built_engine
 from ..runtime.native.request import Event, Request
-from ..runtime.preparation import Preparation, unpack_words
+from ..runtime.preparation import Preparation
+from ..runtime.stop_words import unpack_words
 from ..runtime.vision import OnnxVision
 from .serving_load import QUESTION, Load, Outcome, answer_loads
 

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ..runtime.limits import RequestLimits
 from ..runtime.video.limits import VideoLimits
+from .limits import limit_options
 from .options import (
     VIDEO,
     MaxVideoBytes,
@@ -18,6 +20,7 @@ from .options import (
 )
 
 
+@limit_options(RequestLimits, "requests")
 def repo(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)],
     output: Annotated[
@@ -45,6 +48,8 @@ def repo(
     max_video_frames: MaxVideoFrames = VIDEO.max_frames,
     max_video_samples: MaxVideoSamples = VIDEO.max_samples,
     max_video_seconds: MaxVideoSeconds = VIDEO.max_seconds,
+    *,
+    requests: RequestLimits,
 ) -> None:
     """Write the Triton model repository of a bundle, to be mounted into a container for example."""
     from ..core.errors import DyCokeError
@@ -69,5 +74,6 @@ def repo(
         llm=llm,
         threads=threads,
         limits=limits,
+        requests=requests,
     )
     typer.echo(f"{written}: start it with: tritonserver --model-repository={written.resolve()}")

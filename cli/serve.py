@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..runtime.limits import RequestLimits
 from ..runtime.video.limits import VideoLimits
+from .limits import limit_options
 from .options import (
     VIDEO,
     MaxVideoBytes,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from ..triton_repo.tritonserver import TritonServer
 
 
+@limit_options(RequestLimits, "requests")
 def serve(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)],
     extra: Annotated[
@@ -75,6 +78,8 @@ def serve(
     max_video_frames: MaxVideoFrames = VIDEO.max_frames,
     max_video_samples: MaxVideoSamples = VIDEO.max_samples,
     max_video_seconds: MaxVideoSeconds = VIDEO.max_seconds,
+    *,
+    requests: RequestLimits,
 ) -> None:
     """Serve a bundle with Triton: writes the model repository, starts the server, watches it."""
     from ..core.errors import DyCokeError
@@ -104,6 +109,7 @@ def serve(
                 plan_backend=found.backend_library(PLAN_BACKEND).is_file(),
                 threads=threads if target == "cpu" else 0,
                 limits=limits,
+                requests=requests,
             )
             _say(f"tritonserver {found.version} ({found.source}), models in {folder}")
             with serving(

@@ -9,9 +9,13 @@ class DyCokeError(ValueError):
     """
 
 
-class QueueFullError(DyCokeError):
+class UnavailableError(DyCokeError):
+    """Not the request's fault, and not for ever: try again later, or another server."""
+
+
+class QueueFullError(UnavailableError):
     """The waiting line is full: try again later."""
 
 
-class TimeLimitError(DyCokeError):
+class TimeLimitError(UnavailableError):
     """It took longer than it may: try again later, or ask for less."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 from ..core.errors import DyCokeError
+from .stopping import WordMatcher
 
 
 class TextStream:
@@ -22,7 +23,7 @@ class TextStream:
             raise DyCokeError("an empty stop word is not allowed")
         self.stopped = False
         self._tokenizer = tokenizer
-        self._stop_words = tuple(stop_words)
+        self._matcher = WordMatcher[str](stop_words) if stop_words else None
         self._ids: list[int] = []  # since the last point where the text was complete
         self._given = 0  # characters of their text that were passed on
         self._held = ""  # text that may begin a stop word
@@ -58,15 +59,16 @@ class TextStream:
     def _before_stop_word(self, delta: str) -> str:
         if self.stopped:
             return ""
-        text, self._held = self._held + delta, ""
-        # The word that is complete first, so that the split into deltas makes no difference.
-        found = [(at + len(w), at) for w in self._stop_words if (at := text.find(w)) >= 0]
-        if found:
-            self.stopped = True
-            return text[: min(found)[1]]
-        hold = max((_overlap(text, word) for word in self._stop_words), default=0)
-        if hold:
-            text, self._held = text[:-hold], text[-hold:]
+        if self._matcher is None:
+            return delta
+        before, self._held = len(self._held), self._held + delta
+        for i, character in enumerate(delta):
+            if matched := self._matcher.push(character):
+                self.stopped = True
+                text, self._held = self._held[: before + i + 1 - matched], ""
+                return text
+        ready = len(self._held) - self._matcher.held
+        text, self._held = self._held[:ready], self._held[ready:]
         return text
 
 
@@ -96,9 +98,3 @@ class TextStreams:
             if len(self._pending) > self._most:
                 del self._pending[next(iter(self._pending))]
         return text
-
-
-def _overlap(text: str, word: str) -> int:
-    """Length of the longest end of `text` that begins `word`."""
-    longest = min(len(text), len(word) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(word[:size])), 0)

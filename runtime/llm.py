@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ..bundle.files import open_bundle
 from ..bundle.record import read_record
+from .limits import RequestLimits
 from .native.pruning import SelectionCounts
 from .native.request import Request
 
@@ -44,8 +45,8 @@ class LlmEngine(Protocol):
     def close(self) -> None: ...
 
 
-def load_llm(bundle: Path, build: str) -> LlmEngine:
-    """The engine of what `dycoke build --target build` recorded.
+def load_llm(bundle: Path, build: str, limits: RequestLimits | None = None) -> LlmEngine:
+    """The engine of what `dycoke build --target build` recorded. limits: of a server's requests.
 
     Raises DyCokeError where nothing was built, from another bundle, or for another machine.
     """
@@ -53,7 +54,7 @@ def load_llm(bundle: Path, build: str) -> LlmEngine:
     if record.backend == "trtllm":
         from .trtllm.load import load_executor
 
-        return load_executor(bundle, build)
+        return load_executor(bundle, build, limits)
     from .native.load import load_built_engine
 
-    return load_built_engine(bundle, build)
+    return load_built_engine(bundle, build, limits)

@@ -13,78 +13,106 @@ from numpy.typing import NDArray
 
 from ..bundle.manifest import Manifest
 from ..core.errors import DyCokeError
+from .capacity import Capacity
+from .limits import RequestLimits
 from .preprocess import resize
-from .prompt import PromptBuilder
+from .prompt import PromptBuilder, read_text
 from .protocol import DEFAULT_FRAMES, DEFAULT_MAX_TOKENS
 from .stages import DECODE_VIDEO, PREPROCESS
+from .stop_words import pack_words, read_stop_words, stop_sequences
 from .video.limits import VideoLimits
 from .video.read import read_video
 
-_INT32_MAX = 2**31 - 1
 Arrays = dict[str, NDArray[np.generic]]
 
 
 class Preparation:
-    """What preprocessing does for one bundle."""
+    """What preprocessing does for one bundle. capacity: what the LLM step can hold, where known."""
 
-    def __init__(self, bundle: Path, manifest: Manifest, limits: VideoLimits | None = None) -> None:
-        self.prompts = PromptBuilder(bundle, manifest)
+    def __init__(
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        limits: VideoLimits | None = None,
+        *,
+        requests: RequestLimits | None = None,
+        capacity: Capacity | None = None,
+    ) -> None:
+        self._requests = requests or RequestLimits()
+        self.prompts = PromptBuilder(bundle, manifest, self._requests.max_question_bytes)
         self._manifest = manifest
         self._limits = limits or VideoLimits()
+        self._capacity = capacity
 
     def __call__(
         self,
-        question: bytes,
+        question: object,
         *,
         video: NDArray[np.uint8] | None = None,
-        file: bytes | None = None,
+        file: object = None,
         num_frames: int | None = None,
         max_tokens: int | None = None,
-        stop_words: Sequence[bytes] = (),
+        stop_words: Sequence[object] = (),
         text_only: bool = False,
     ) -> Arrays:
         """Tensors by their names in runtime/protocol.py, batch dimension included.
 
         video: uint8 [F, H, W, 3]; file: an encoded video or a base64 data: URI of one. Nothing is
-        ever read from a path or an address. Raises DyCokeError that begins with the field's name.
+        ever read from a path or an address. Raises DyCokeError that begins with the field's name;
+        what can be refused without the video is refused before it is decoded.
         """
-        text = _text("text_input", question)
-        frames = self._frames(video, file, num_frames, text_only)
-        visual = 0 if frames is None else self._manifest.visual_tokens(len(frames))
+        text = read_text("text_input", question)
+        count = self._count_frames(video, file, num_frames, text_only=text_only)
+        visual = self._manifest.visual_tokens(count) if count else 0
+        length = self._length(max_tokens)
+        words = stop_sequences(self.prompts.tokenizer, read_stop_words(stop_words, self._requests))
         try:
             with PREPROCESS:
                 ids = self.prompts.build(text, visual)
         except DyCokeError as error:
             raise DyCokeError(f"text_input: {error}") from None
-        length = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
-        if length < 1:
-            raise DyCokeError(
-                f"max_tokens: {length} is not allowed; allowed: an integer from 1 to {_INT32_MAX}"
-            )
+        if self._capacity is not None:
+            self._capacity.check(len(ids), length)
         end, *more_ends = self._manifest.end_ids
-        words = self._stop_sequences(stop_words) + [[token] for token in more_ends]
         arrays: Arrays = {
             "input_ids": np.array([ids], np.int32),
             "input_lengths": np.array([[len(ids)]], np.int32),
             "request_output_len": np.array([[length]], np.int32),
             "end_id": np.array([[end]], np.int32),
             "pad_id": np.array([[self._manifest.pad_id]], np.int32),
-            "stop_words_list": pack_words(words),
+            "stop_words_list": pack_words(words + [[token] for token in more_ends]),
         }
-        if frames is not None:
+        if count:
+            if video is not None:
+                frames = self._raw_frames(video)
+            else:
+                frames = self._file_frames(file, count)
             size = self._manifest.vision.image_size
             with PREPROCESS:
                 arrays["frames"] = resize(frames, size)[None].numpy()
             arrays["prompt_vocab_size"] = np.array([[visual]], np.int32)
         return arrays
 
-    def _frames(
+    def _length(self, max_tokens: int | None) -> int:
+        if max_tokens is None:
+            return min(DEFAULT_MAX_TOKENS, self._requests.max_tokens)
+        if max_tokens < 1:
+            raise DyCokeError(
+                f"max_tokens: {max_tokens} is not allowed; allowed: an integer from 1 to "
+                f"{self._requests.max_tokens}"
+            )
+        self._requests.check("max_tokens", "max_tokens", max_tokens, "tokens")
+        return max_tokens
+
+    def _count_frames(
         self,
         video: NDArray[np.uint8] | None,
-        file: bytes | None,
+        file: object,
         num_frames: int | None,
+        *,
         text_only: bool,
-    ) -> torch.Tensor | None:
+    ) -> int:
+        """How many frames there will be, 0 for text alone; the video itself is not looked into."""
         if video is not None and file is not None:
             raise DyCokeError(
                 "video_bytes_input and video_file_input are two videos; send exactly one"
@@ -96,10 +124,15 @@ class Preparation:
                 raise DyCokeError(
                     "num_frames: has no effect on video_bytes_input; it is for video_file_input"
                 )
-            return self._raw_frames(video)
+            if video.ndim != 4 or video.shape[3] != 3 or 0 in video.shape:
+                raise DyCokeError(
+                    f"video_bytes_input: shape {list(video.shape)} is not allowed; allowed: "
+                    "[F, H, W, 3], at least one pixel"
+                )
+            return self._allowed("video_bytes_input", len(video))
         if file is not None:
             count = min(DEFAULT_FRAMES, self._manifest.vision.max_frames)
-            return self._file_frames(file, count if num_frames is None else num_frames)
+            return self._allowed("num_frames", count if num_frames is None else num_frames)
         if not text_only:
             raise DyCokeError(
                 "video_bytes_input or video_file_input is missing: the ensemble takes exactly one "
@@ -107,27 +140,26 @@ class Preparation:
             )
         if num_frames is not None:
             raise DyCokeError("num_frames: has no effect without video_file_input")
-        return None
+        return 0
+
+    def _allowed(self, name: str, frames: int) -> int:
+        try:
+            self._manifest.visual_tokens(frames)
+        except DyCokeError as error:
+            raise DyCokeError(f"{name}: {error}") from None
+        return frames
 
     def _raw_frames(self, video: NDArray[np.uint8]) -> torch.Tensor:
-        if video.ndim != 4 or video.shape[3] != 3 or 0 in video.shape:
-            raise DyCokeError(
-                f"video_bytes_input: shape {list(video.shape)} is not allowed; allowed: "
-                "[F, H, W, 3], at least one pixel"
-            )
         try:
             self._limits.check("max_pixels", video.shape[1] * video.shape[2])
-            self._manifest.visual_tokens(len(video))
         except DyCokeError as error:
             raise DyCokeError(f"video_bytes_input: {error}") from None
         return torch.from_numpy(np.ascontiguousarray(video))
 
-    def _file_frames(self, file: bytes, num_frames: int) -> torch.Tensor:
+    def _file_frames(self, file: object, num_frames: int) -> torch.Tensor:
         try:
-            self._manifest.visual_tokens(num_frames)
-        except DyCokeError as error:
-            raise DyCokeError(f"num_frames: {error}") from None
-        try:
+            if not isinstance(file, bytes):
+                raise DyCokeError("no bytes; send the encoded file")
             if file.startswith(b"data:"):
                 file = _data_uri(file)
             size = self._manifest.vision.image_size
@@ -135,57 +167,6 @@ class Preparation:
                 return read_video(file, num_frames, size=size, limits=self._limits)
         except DyCokeError as error:
             raise DyCokeError(f"video_file_input: {error}") from None
-
-    def _stop_sequences(self, words: Sequence[bytes]) -> list[list[int]]:
-        """Token sequences of stop words; a word after a space is other tokens than at a start."""
-        sequences: list[list[int]] = []
-        for word in words:
-            text = _text("stop_words", word)
-            if not text:
-                raise DyCokeError("stop_words: an empty stop word is not allowed")
-            for form in (text, f" {text}"):
-                ids = list(self.prompts.tokenizer.encode(form, add_special_tokens=False).ids)
-                if ids not in sequences:
-                    sequences.append(ids)
-        return sequences
-
-
-def pack_words(words: Sequence[Sequence[int]]) -> NDArray[np.int32]:
-    """int32 [1, 2, n]: all tokens end to end, and the offset after each word, padded with -1.
-
-    TensorRT-LLM's format of stop_words_list; no words is one padding column.
-    """
-    flat = [token for word in words for token in word] or [0]
-    offsets = np.full(len(flat), -1, np.int32)
-    ends = np.cumsum([len(word) for word in words], dtype=np.int32)
-    offsets[: len(ends)] = ends
-    return np.array([[flat, offsets.tolist()]], np.int32)
-
-
-def unpack_words(packed: NDArray[np.int32]) -> tuple[tuple[int, ...], ...]:
-    """The words of `pack_words`. Raises DyCokeError for offsets that are none."""
-    if packed.ndim != 3 or packed.shape[:2] != (1, 2):
-        raise DyCokeError(f"stop_words_list: shape {list(packed.shape)}; allowed: [1, 2, n]")
-    flat, offsets = packed[0].tolist()
-    words, begin = [], 0
-    for end in offsets:
-        if end < 0:
-            break
-        if not begin < end <= len(flat):
-            raise DyCokeError(
-                f"stop_words_list: offset {end} after {begin}, with {len(flat)} tokens; allowed: "
-                "increasing offsets up to their number, then -1"
-            )
-        words.append(tuple(flat[begin:end]))
-        begin = end
-    return tuple(words)
-
-
-def _text(name: str, value: bytes) -> str:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DyCokeError(f"{name}: not UTF-8 (byte {error.start})") from None
 
 
 def _data_uri(uri: bytes) -> bytes:

@@ -21,10 +21,23 @@ def load_tokenizer(bundle: Path) -> Tokenizer:
         raise DyCokeError(f"{path}: not readable ({error}); export again") from None
 
 
-class PromptBuilder:
-    """Token ids of prompts, and text of answers, for one bundle."""
+def read_text(name: str, value: object) -> str:
+    """Text of a BYTES tensor. Raises DyCokeError that begins with its name."""
+    if not isinstance(value, bytes):
+        raise DyCokeError(f"{name}: holds no text; send UTF-8 bytes")
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DyCokeError(f"{name}: not UTF-8 (byte {error.start})") from None
 
-    def __init__(self, bundle: Path, manifest: Manifest) -> None:
+
+class PromptBuilder:
+    """Token ids of prompts, and text of answers, for one bundle. most_bytes: of a question."""
+
+    def __init__(
+        self, bundle: Path, manifest: Manifest, most_bytes: int = MAX_QUESTION_BYTES
+    ) -> None:
+        self._most_bytes = most_bytes
         self.tokenizer = load_tokenizer(bundle)
         self._template = manifest.template
         self._base = manifest.visual_token_base
@@ -40,8 +53,11 @@ class PromptBuilder:
         if not question.strip():
             raise DyCokeError("the question is empty")
         size = len(question.encode("utf-8", "surrogatepass"))
-        if size > MAX_QUESTION_BYTES:
-            raise DyCokeError(f"the question has {size} bytes; allowed: up to {MAX_QUESTION_BYTES}")
+        if size > self._most_bytes:
+            raise DyCokeError(
+                f"the question has {size} bytes; allowed: up to {self._most_bytes} (the server's "
+                "--max-question-bytes)"
+            )
         for token in self._special:
             if token in question:
                 raise DyCokeError(f"the question holds the special token {token!r}; remove it")

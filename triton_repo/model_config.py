@@ -31,7 +31,9 @@ class ModelConfig:
     platform: instead of a backend. file: of the version folder, instead of the backend's default.
     profiles: of a TensorRT plan, which then runs on GPU 0. ragged: requests of different lengths
     form one batch, and scalars have no dimension but the batch's: backend tensorrtllm.
-    queue_microseconds: how long a request may wait for others; None batches nothing.
+    queue_microseconds: how long a request may wait for others; None batches nothing. max_queue:
+    requests that wait, more are refused; max_wait_seconds: those that waited so long are refused
+    too. 0 bounds nothing.
     """
 
     name: str
@@ -49,6 +51,8 @@ class ModelConfig:
     max_batch: int = 1
     ragged: bool = False
     queue_microseconds: int | None = None
+    max_queue: int = 0
+    max_wait_seconds: float = 0.0
 
     def text(self) -> str:
         """The whole config.pbtxt."""
@@ -60,9 +64,8 @@ class ModelConfig:
         lines.append(f"max_batch_size: {self.max_batch}")
         if self.decoupled:
             lines.append("model_transaction_policy { decoupled: true }")
-        if self.queue_microseconds is not None:
-            queue = f"max_queue_delay_microseconds: {self.queue_microseconds}"
-            lines.append(f"dynamic_batching {{ {queue} }}")
+        if queue := self._queue():
+            lines.append(f"dynamic_batching {{ {' '.join(queue)} }}")
         lines += [_tensor("input", spec, ragged=self.ragged) for spec in self.inputs]
         lines += [_tensor("output", spec) for spec in self.outputs]
         lines += [
@@ -84,6 +87,21 @@ class ModelConfig:
         else:
             lines.append(f"instance_group [ {{ count: {self.instances} kind: KIND_CPU }} ]")
         return "\n".join(lines) + "\n"
+
+    def _queue(self) -> list[str]:
+        """Fields of the server's batcher, the only line of it that can be bounded."""
+        queue = []
+        if self.queue_microseconds is not None:
+            queue.append(f"max_queue_delay_microseconds: {self.queue_microseconds}")
+        policy = []
+        if self.max_queue:
+            policy.append(f"max_queue_size: {self.max_queue}")
+        if self.max_wait_seconds:
+            microseconds = round(self.max_wait_seconds * 1e6)
+            policy.append(f"timeout_action: REJECT default_timeout_microseconds: {microseconds}")
+        if policy:
+            queue.append(f"default_queue_policy {{ {' '.join(policy)} }}")
+        return queue
 
 
 def _tensor(kind: str, spec: TensorSpec, *, ragged: bool = False) -> str:

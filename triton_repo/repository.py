@@ -14,12 +14,14 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..bundle.files import open_bundle
 from ..bundle.manifest import Manifest
 from ..bundle.record import EngineRecord, read_record
 from ..core.errors import DyCokeError
 from ..runtime import protocol as p
+from ..runtime.limits import RequestLimits
 from ..runtime.video.limits import VideoLimits
 from ..runtime.vision import TENSORRT
 from .model_config import ModelConfig, Step
@@ -44,6 +46,7 @@ def write_repository(
     plan_backend: bool = False,
     threads: int = 0,
     limits: VideoLimits | None = None,
+    requests: RequestLimits | None = None,
 ) -> Path:
     """Writes the repository `target` for what `dycoke build --target build` made of `bundle`.
 
@@ -51,9 +54,9 @@ def write_repository(
     triton_version: of the server, which refuses fields newer than itself. llm: what runs
     TensorRT-LLM engines, CPP_BACKEND or EXECUTOR. vision: what runs the vision step (one of
     runtime/vision.py, or AUTO). plan_backend: the server has Triton's backend for TensorRT plans.
-    threads: of the vision step on a CPU, 0 takes all cores. limits: of videos. A repository
-    written earlier is replaced. Raises DyCokeError for a target that holds anything else, a bundle
-    without that build, or a version that is none.
+    threads: of the vision step on a CPU, 0 takes all cores. limits: of videos; requests: of all
+    else that a request claims. A repository written earlier is replaced. Raises DyCokeError for a
+    target that holds anything else, a bundle without that build, or a version that is none.
     """
     if threads and build != "cpu":
         raise DyCokeError(f"--threads {threads} has no effect with --target {build}")
@@ -63,13 +66,19 @@ def write_repository(
         raise DyCokeError(f"--llm {llm} has no effect with --target {build}")
     if target.exists() and not (target / MARKER).is_file() and any(target.iterdir()):
         raise DyCokeError(f"{target} exists and is no model repository; choose another directory")
+    bounds = requests or RequestLimits()
+    cpp_llm = record.backend == "trtllm" and llm == CPP_BACKEND
+    if cpp_llm and bounds.max_answer_seconds != RequestLimits.max_answer_seconds:
+        raise DyCokeError(
+            f"--max-answer-seconds {bounds.max_answer_seconds:g} has no effect with --llm {llm}"
+        )
     seen = str(bundle_path or bundle.resolve())
     version_ = parse_version(triton_version)
     native = record.backend == "native"
     chosen = choose_vision(vision, native=native)
-    cpp_llm = not native and llm == CPP_BACKEND
     configs = model_configs(
         manifest,
+        record,
         version_,
         seen,
         build=build,
@@ -77,11 +86,13 @@ def write_repository(
         vision=chosen,
         on_gpu=cpp_llm,
         limits=limits or VideoLimits(),
+        requests=bounds,
     )
     if cpp_llm:
         configs = with_cpp_llm(configs, manifest, record, f"{seen}/engines/{build}")
     if chosen == TENSORRT and plan_backend:
-        plan = plan_config(manifest)
+        line = _line(bounds, record)
+        plan = replace(plan_config(manifest), **line)
         configs = [plan if config.name == p.VISION else config for config in configs]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,8 +132,17 @@ def parse_version(text: str) -> tuple[int, ...]:
     return version
 
 
+def _line(requests: RequestLimits, record: EngineRecord) -> dict[str, Any]:
+    """The line before a step: it may fill a batch of the LLM step and the line there."""
+    return {
+        "max_queue": requests.max_queue + record.max_batch,
+        "max_wait_seconds": requests.max_wait_seconds,
+    }
+
+
 def model_configs(
     manifest: Manifest,
+    record: EngineRecord,
     triton: tuple[int, ...],
     bundle: str,
     *,
@@ -131,10 +151,13 @@ def model_configs(
     vision: str,
     on_gpu: bool,
     limits: VideoLimits,
+    requests: RequestLimits,
 ) -> list[ModelConfig]:
     """The six models. triton: the server's version; bundle: its path as the server sees it;
     on_gpu: embeddings go to the LLM step in the GPU's memory."""
     place = {"bundle": bundle}
+    bounded = {**place, "build": build, **requests.parameters()}
+    line = _line(requests, record)
     frames = p.frames_spec(manifest.vision.image_size)
     # The client shows visual tokens before and after TTM without having the bundle.
     shown = {
@@ -150,15 +173,15 @@ def model_configs(
     llm_inputs = p.llm_inputs(manifest.llm.hidden, manifest.vision.dtype)
     preprocessing = ModelConfig(
         p.PREPROCESSING,
-        (*p.QUESTION_INPUTS, p.TEXT_ONLY),
+        (*p.CLIENT_INPUTS, p.TEXT_ONLY),
         (frames, *p.PROMPT, p.PROMPT_VOCAB_SIZE),
-        parameters={**place, **limits.parameters()},
+        instances=requests.preprocessors,
+        parameters={**bounded, **limits.parameters()},
+        **line,
     )
     step = {**place, "build": build, "threads": str(threads)}
-    vision_ttm = vision_config(manifest, step, vision, gpu=on_gpu)
-    llm = ModelConfig(
-        p.LLM, llm_inputs, p.LLM_OUTPUTS, decoupled=True, parameters={**place, "build": build}
-    )
+    vision_ttm = replace(vision_config(manifest, step, vision, gpu=on_gpu), **line)
+    llm = ModelConfig(p.LLM, llm_inputs, p.LLM_OUTPUTS, decoupled=True, parameters=bounded)
     postprocessing = ModelConfig(
         p.POSTPROCESSING,
         (
@@ -169,7 +192,7 @@ def model_configs(
         parameters=place,
     )
     bls = ModelConfig(
-        p.BLS, p.CLIENT_INPUTS, p.CLIENT_OUTPUTS, decoupled=True, parameters={**place, **shown}
+        p.BLS, p.CLIENT_INPUTS, p.CLIENT_OUTPUTS, decoupled=True, parameters={**bounded, **shown}
     )
     ensemble = ModelConfig(
         p.ENSEMBLE,
@@ -215,7 +238,7 @@ def _ensemble_steps(*, marks: bool = True) -> tuple[Step, ...]:
     answer = (*p.TOKENS, *p.TOKEN_COUNTS, *(p.STREAM_MARKS if marks else ()))
     tokens = {spec.name: f"_{spec.name}" for spec in answer}
     return (
-        Step(p.PREPROCESSING, same(*p.QUESTION_INPUTS), {"frames": "_frames", **prompt}),
+        Step(p.PREPROCESSING, same(*p.CLIENT_INPUTS), {"frames": "_frames", **prompt}),
         Step(p.VISION, {"frames": "_frames"}, {"visual_embeds": "_visual_embeds"}),
         Step(
             p.LLM,

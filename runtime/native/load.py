@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from ...bundle.files import open_bundle
 from ...bundle.record import EngineRecord, Installed, read_record
 from ...core.config import DyCokeConfig
 from ...core.errors import DyCokeError
+from ..limits import RequestLimits
 from .engine import EngineLimits, NativeEngine
 from .gpu import CUDA, architecture, find_gpu
 from .model import Qwen2
@@ -72,13 +74,24 @@ def native_record(bundle: Path, target: str) -> EngineRecord:
     return record
 
 
-def limits_of(record: EngineRecord) -> EngineLimits:
+def limits_of(record: EngineRecord, requests: RequestLimits | None = None) -> EngineLimits:
+    """requests: of a server; none wait so long in one process that this would matter."""
+    limits = EngineLimits(max_batch=record.max_batch)
     if record.target == CUDA:
-        return EngineLimits(max_batch=record.max_batch, prefill_chunk=GPU_PREFILL_CHUNK)
-    return EngineLimits(max_batch=record.max_batch)
+        limits = replace(limits, prefill_chunk=GPU_PREFILL_CHUNK)
+    if requests is not None:
+        limits = replace(
+            limits,
+            max_queue=requests.max_queue,
+            wait_seconds=requests.max_wait_seconds,
+            answer_seconds=requests.max_answer_seconds,
+        )
+    return limits
 
 
-def load_built_engine(bundle: Path, build: str = "cpu") -> NativeEngine:
+def load_built_engine(
+    bundle: Path, build: str = "cpu", requests: RequestLimits | None = None
+) -> NativeEngine:
     """The engine as `dycoke build --target build` recorded it; raises what `native_record` does."""
     record = native_record(bundle, build)
     return load_engine(
@@ -86,6 +99,6 @@ def load_built_engine(bundle: Path, build: str = "cpu") -> NativeEngine:
         open_bundle(bundle).config,
         kv_tokens=record.kv_tokens,
         tokens_per_block=record.tokens_per_block,
-        limits=limits_of(record),
+        limits=limits_of(record, requests),
         device=record.target,
     )

@@ -69,9 +69,11 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> in
     scaled = (values - values[0]).double() / sampling.temperature
     probabilities = scaled.float().softmax(-1)
     if sampling.top_p < 1:
-        # The smallest set whose mass reaches top_p: a token stays if the mass before it is below.
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+        # The smallest set whose mass reaches top_p: a token stays if the mass before it is below,
+        # and the likeliest always, however small top_p is.
+        cut = probabilities.cumsum(-1) - probabilities >= sampling.top_p
+        cut[0] = False
+        probabilities = probabilities.masked_fill(cut, 0.0)
     chosen = torch.multinomial(probabilities.cpu(), 1, generator=generator)
     return int(ids[int(chosen)])
 

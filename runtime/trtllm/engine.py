@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,15 +18,15 @@ import torch
 
 from ...bundle.manifest import Manifest
 from ...bundle.record import EngineRecord
-from ...core.errors import DyCokeError, QueueFullError
+from ...core.errors import DyCokeError, QueueFullError, TimeLimitError
 from ...core.reselection import FULL, RESELECT, REUSE, UNKNOWN
 from ...engines.counters import counters_path, read_counters
 from ...engines.plugin_nodes import COUNTERS
+from ..limits import RequestLimits
 from ..native.pruning import SelectionCounts
 from ..native.request import Event, Finish, Request, Sequence, check_request
 from .config import check_limits, executor_config, executor_request
 
-MOST_WAITING = 256  # requests beside a full batch
 _DECISIONS = {"full": FULL, "reused": REUSE, "reselected": RESELECT, "unknown": UNKNOWN}
 _PATIENCE = timedelta(milliseconds=20)  # how long a step waits for responses
 
@@ -40,10 +41,12 @@ class PoolUse:
 
 @dataclass
 class _Flight:
-    """A request that the executor holds; last: its last event, kept until nothing is held."""
+    """A request that the executor holds; last: its last event, kept until nothing is held; error:
+    why it is being ended before its time."""
 
     sequence: Sequence
     last: Event | None = None
+    error: Exception | None = None
 
 
 class ExecutorEngine:
@@ -54,9 +57,15 @@ class ExecutorEngine:
     """
 
     def __init__(
-        self, bindings: Any, directory: Path, record: EngineRecord, manifest: Manifest
+        self,
+        bindings: Any,
+        directory: Path,
+        record: EngineRecord,
+        manifest: Manifest,
+        limits: RequestLimits | None = None,
     ) -> None:
         self._bindings = bindings
+        self._limits = limits or RequestLimits()
         self._record = record
         self._vocab = manifest.visual_token_base
         self._dtype = getattr(torch, manifest.llm.dtype)
@@ -80,6 +89,7 @@ class ExecutorEngine:
         self._numbers: dict[str, int] = {}
         self._waiting = 0
         self._failure: Exception | None = None
+        self._errors: list[Exception] = []  # of this step
         self._closed = False
 
     @property
@@ -113,9 +123,10 @@ class ExecutorEngine:
             if request.request_id in self._numbers:
                 raise DyCokeError(f"request id {request.request_id!r} is in flight already")
             waiting = len(self._running) - self._record.max_batch
-            if waiting >= MOST_WAITING:
+            if waiting >= self._limits.max_queue:
                 raise QueueFullError(
-                    f"{waiting} requests wait already (limit {MOST_WAITING}); try again later"
+                    f"{waiting} requests wait already (limit {self._limits.max_queue}); try again "
+                    "later"
                 )
             # Its first response may come before this returns: `step` needs the lock to take it.
             number = self._executor.enqueue_request(theirs)
@@ -157,6 +168,7 @@ class ExecutorEngine:
         An error of one request ends it with finish="failed" and is raised when the others were
         served; an error of the executor ends all of them, and nothing is accepted afterwards.
         """
+        self._errors = []
         try:
             responses = self._executor.await_responses(timeout=_PATIENCE)
             statistics = self._executor.get_latest_iteration_stats()
@@ -165,45 +177,69 @@ class ExecutorEngine:
                 self._failure = error
                 lost = list(self._running)
             for number in lost:
-                self._end(number, "failed")
+                self._end(number, "failed", error)
             raise
-        taken = [self._take(response) for response in responses]
-        errors = [error for error in taken if error is not None]
+        self._stop_late()
+        for response in responses:
+            self._take(response)
         self._observe(statistics)
-        if errors:
-            raise RuntimeError("; ".join(errors))
+        if len(self._errors) > 1:
+            raise ExceptionGroup(f"{len(self._errors)} requests failed", self._errors)
+        if self._errors:
+            raise self._errors[0]
         return self.in_flight() > 0
 
-    def _take(self, response: Any) -> str | None:
-        """Delivers one response; returns its error."""
+    def _stop_late(self) -> None:
+        """Begins to end what runs too long; its last response still has to come."""
+        most, now = self._limits.max_answer_seconds, time.monotonic()
+        with self._lock:
+            for number, flight in self._running.items():
+                if flight.error is None and now - flight.sequence.begun > most:
+                    flight.error = TimeLimitError(f"waiting and answer take more than {most:g} s")
+                    self._executor.cancel_request(number)
+
+    def _take(self, response: Any) -> None:
+        """Delivers one response."""
         number = response.request_id
         with self._lock:
             flight = self._running.get(number)
         if flight is None:
-            return None
+            return
         if response.has_error():
-            self._end(number, "failed")
-            return str(response.error_msg)
+            error = RuntimeError(str(response.error_msg))
+            self._errors.append(error)
+            self._end(number, "failed", error)
+            return
         result, sequence = response.result, flight.sequence
-        for token in result.output_token_ids[0]:
-            event = sequence.append(token) if sequence.finish is None else None
-            if event is not None and event.finish is not None:
-                flight.last = event
-            elif event is not None:
-                sequence.request.on_event(event)
+        try:
+            for token in result.output_token_ids[0] if flight.error is None else ():
+                event = sequence.append(token) if sequence.finish is None else None
+                if event is not None and event.finish is not None:
+                    flight.last = event
+                elif event is not None:
+                    sequence.request.on_event(event)
+        except Exception as raised:  # by the callback: nobody takes this answer any more
+            self._errors.append(raised)
+            flight.error = raised
+            self._executor.cancel_request(number)
         if result.is_final:
             self._end(number, self._finishes.get(result.finish_reasons[0], "failed"))
-        return None
 
-    def _end(self, number: int, finish: Finish) -> None:
+    def _end(self, number: int, finish: Finish, error: Exception | None = None) -> None:
         """Delivers the last event of a request, which the executor has done with."""
         with self._lock:
             flight = self._running.pop(number)
             del self._numbers[flight.sequence.request.request_id]
-        sequence = flight.sequence
+        sequence, error = flight.sequence, flight.error or error
         # Tokens that might have begun a stop word did not, if the answer is complete.
         upto = len(sequence.tokens) if finish in ("end", "length") else sequence.delivered
-        sequence.request.on_event(flight.last or sequence.end(finish, upto))
+        last = flight.last or sequence.end(finish, upto)
+        if error is not None:
+            last = Event(sequence.request.request_id, [], "failed", error)
+        try:
+            sequence.request.on_event(last)
+        except Exception as raised:
+            self._errors.append(raised)
 
     def _observe(self, statistics: list[Any]) -> None:
         with self._lock:

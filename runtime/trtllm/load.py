@@ -13,10 +13,11 @@ from ...engines.build import LLM_DIRECTORY
 from ...engines.installed import CONTAINER, installed
 from ...engines.llm_nodes import load_plugins
 from ...engines.plugin_nodes import AUTOREGISTER, LIBRARY
+from ..limits import RequestLimits
 from .engine import ExecutorEngine
 
 
-def load_executor(bundle: Path, build: str) -> ExecutorEngine:
+def load_executor(bundle: Path, build: str, limits: RequestLimits | None = None) -> ExecutorEngine:
     """The engine as `dycoke build --target build` made it, its plugins registered before.
 
     Raises DyCokeError where nothing was built, for engines that do not fit this machine, and where
@@ -28,7 +29,7 @@ def load_executor(bundle: Path, build: str) -> ExecutorEngine:
     # A server preloads the library, which then registers by itself; twice is refused.
     if LIBRARY in record.files and os.environ.get(AUTOREGISTER) != "1":
         load_plugins(engines / LIBRARY)
-    engine = ExecutorEngine(bindings, engines / LLM_DIRECTORY, record, manifest)
+    engine = ExecutorEngine(bindings, engines / LLM_DIRECTORY, record, manifest, limits)
     if not engine.leads:
         engine.close()  # another rank's: works for the first one until that ends
     return engine

@@ -18,17 +18,28 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from ...bundle.files import open_bundle
-from ...core.errors import DyCokeError
+from ...bundle.record import read_record
+from ...core.errors import DyCokeError, QueueFullError
 from ...runtime import protocol as p
 from ...runtime.detokenize import TextStream
+from ...runtime.limits import RequestLimits
 from ...runtime.prompt import load_tokenizer
 from ...runtime.stages import DETOKENISE
+from ...runtime.stop_words import read_stop_words
 from .llm_calls import Responses, generate, stop_generation
-from .requests import check_parameters, error_response, parameter, tensors, text_tensor
+from .requests import (
+    check_parameters,
+    error_response,
+    parameters,
+    single,
+    tensors,
+    text_tensor,
+)
 from .sender import Sender
 
-_MOST_REQUESTS = 256  # in flight; more wait in line
 _WATCH_SECONDS = 0.005
+# What the server says of a step whose line is full, and of a request that waited too long in it.
+_SERVER_REFUSES = ("Exceeds maximum queue size", "Request timeout expired")
 _LLM_OUTPUTS = (*p.TOKENS, *p.TOKEN_COUNTS)  # all that every backend of the step has
 
 
@@ -46,20 +57,38 @@ class CancelledError(Exception):
 
 class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
-        bundle = Path(parameter(args, "bundle"))
+        given = parameters(args)
+        bundle = Path(given["bundle"])
         manifest = open_bundle(bundle)
+        record = read_record(bundle / "engines" / given["build"], manifest, bundle)
+        self._limits = RequestLimits.from_parameters(given)
+        # As many as the LLM step takes: none waits here, where nothing would be known of it.
+        self._most = record.max_batch + self._limits.max_queue
         self._text_ids = manifest.visual_token_base
         self._has_numpy = manifest.vision.dtype != "bfloat16"
         self._tokenizer = load_tokenizer(bundle)
-        self._threads = ThreadPoolExecutor(_MOST_REQUESTS, "request")
+        self._threads = ThreadPoolExecutor(self._most, "request")
         self._generating: dict[str, Sender] = {}  # LLM request id -> response sender
+        self._lock = threading.Lock()
+        self._held = 0  # requests in flight
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._watcher.start()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            self._threads.submit(self._run, request, Sender(request))
+            sender = Sender(request)
+            with self._lock:
+                full = self._held >= self._most
+                self._held += not full
+            if full:
+                error = QueueFullError(
+                    f"{self._most} requests are in flight already (a full batch and the server's "
+                    "--max-queue); try again later"
+                )
+                sender.send(error_response(error), final=True)
+            else:
+                self._threads.submit(self._run, request, sender)
 
     def finalize(self) -> None:
         self._threads.shutdown()
@@ -77,6 +106,9 @@ class TritonPythonModel:
             sender.send(response, final=True)
         except Exception as error:
             sender.send(error_response(error), final=True)
+        finally:
+            with self._lock:
+                self._held -= 1
 
     def _renamed(self, tensor: Any, name: str) -> Any:
         """The same data under another name."""
@@ -87,18 +119,18 @@ class TritonPythonModel:
     def _answer(self, inputs: Mapping[str, Any], sender: Sender) -> None:
         # The LLM step sees an id of our own, so that clients may send any or none.
         request_id = uuid.uuid4().hex
-        stop_words = _strings(inputs, "stop_words")
-        if "" in stop_words:
-            raise DyCokeError("stop_words: an empty stop word is not allowed")
+        given = inputs["stop_words"].as_numpy().reshape(-1) if "stop_words" in inputs else []
+        stop_words = read_stop_words(list(given), self._limits)
         echo = not _flag(inputs, "exclude_input_in_output", default=True)
         if echo and stop_words:
             raise DyCokeError(
                 "exclude_input_in_output: false cannot be combined with stop_words; leave one out"
             )
         video = [name for name in ("video_bytes_input", "video_file_input") if name in inputs]
+        # Preprocessing looks at all of them before it decodes; stop words are looked for here.
         question = [
             inputs[spec.name]
-            for spec in p.QUESTION_INPUTS
+            for spec in p.CLIENT_INPUTS
             if spec.name in inputs and spec.name != "stop_words"
         ]
         if not video:
@@ -172,7 +204,7 @@ class TritonPythonModel:
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         ).exec()
         if response.has_error():
-            raise StepError(response.error())
+            raise _step_error(model, response.error())
         if sender.is_cancelled():
             raise CancelledError
         return {tensor.name(): tensor for tensor in response.output_tensors()}
@@ -203,19 +235,17 @@ class TritonPythonModel:
                     pb_utils.Logger.log_error(f"{request_id}: {error}")
 
 
+def _step_error(model: str, error: Any) -> Exception:
+    """Of a line that is full or slow the server knows the code, but does not pass it on to here."""
+    if any(reason in error.message() for reason in _SERVER_REFUSES):
+        return QueueFullError(f"{model}: {error.message()}; try again later")
+    return StepError(error)
+
+
 def _response(text: str, counts: Mapping[str, int]) -> Any:
     values = {name: np.array([[value]], np.int32) for name, value in counts.items()}
     return pb_utils.InferenceResponse([text_tensor("text_output", text), *tensors(values)])
 
 
-def _strings(inputs: Mapping[str, Any], name: str) -> list[str]:
-    if name not in inputs:
-        return []
-    try:
-        return [value.decode("utf-8") for value in inputs[name].as_numpy().reshape(-1).tolist()]
-    except UnicodeDecodeError as error:
-        raise DyCokeError(f"{name}: not UTF-8 (byte {error.start})") from None
-
-
 def _flag(inputs: Mapping[str, Any], name: str, *, default: bool) -> bool:
-    return bool(inputs[name].as_numpy().reshape(-1)[0]) if name in inputs else default
+    return bool(single(name, inputs[name].as_numpy())) if name in inputs else default

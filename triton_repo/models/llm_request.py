@@ -10,10 +10,16 @@ import torch
 
 from ...core.errors import DyCokeError
 from ...runtime.native.sampling import Sampling
-from ...runtime.preparation import unpack_words
 from ...runtime.protocol import PROMPT_TABLE
+from ...runtime.stop_words import unpack_words
 from .requests import array, scalar
+from .sampling_inputs import LLM_NAMES, read_echo, read_sampling
 from .torch_tensors import torch_array
+
+# Squares of embeddings are added up in fp32, and must stay finite. What a vision tower makes is
+# below 1,000.
+MOST_MAGNITUDE = 2.0**50
+MOST_STOP_TOKENS = 65_536  # of all stop sequences; 64 stop words of 256 bytes have half of that
 
 
 @dataclass(frozen=True)
@@ -40,17 +46,18 @@ def read_llm_request(request: Any) -> LlmRequest:
         raise DyCokeError("input_ids: missing; only a request with stop=true has no prompt")
     if ids.ndim != 2 or length != ids.shape[1]:
         raise DyCokeError(f"input_lengths: {length}, input_ids has shape {list(ids.shape)}")
-    streaming = bool(scalar(request, "streaming"))
-    echo = scalar(request, "exclude_input_in_output") is False
-    if streaming and echo:
-        raise DyCokeError("exclude_input_in_output: false has no effect on a stream; leave it out")
+    streaming, echo = read_echo(request, LLM_NAMES)
     end, stop = scalar(request, "end_id"), array(request, "stop_words_list")
+    if stop is not None and stop.size > 2 * MOST_STOP_TOKENS:
+        raise DyCokeError(
+            f"stop_words_list: {stop.size // 2} tokens; allowed: up to {MOST_STOP_TOKENS}"
+        )
     return LlmRequest(
         request_id=request.request_id() or uuid.uuid4().hex,
         prompt=ids[0].tolist(),
         max_tokens=scalar(request, "request_output_len"),
         embeddings=_embeddings(request),
-        sampling=_sampling(request),
+        sampling=read_sampling(request, LLM_NAMES),
         end_ids=frozenset() if end is None else frozenset([end]),
         stop=() if stop is None else unpack_words(stop),
         streaming=streaming,
@@ -69,21 +76,11 @@ def _embeddings(request: Any) -> torch.Tensor | None:
         return None
     if table.ndim != 3 or (rows is not None and rows != table.shape[1]):
         raise DyCokeError(f"prompt_vocab_size: {rows}, {PROMPT_TABLE} is {list(table.shape)}")
+    if table.numel():
+        low, high = (float(value) for value in table.aminmax())
+        if not max(-low, high) <= MOST_MAGNITUDE:  # NaN is neither
+            raise DyCokeError(
+                f"{PROMPT_TABLE}: values from {low} to {high}; allowed: finite numbers up to "
+                f"{MOST_MAGNITUDE:g}"
+            )
     return table[0].clone()
-
-
-def _sampling(request: Any) -> Sampling:
-    """Greedy unless asked otherwise. temperature 0 is greedy too, as OpenAI's clients mean it.
-
-    A temperature or top_p without top_k samples from all tokens.
-    """
-    temperature, top_k, top_p, seed = (
-        scalar(request, name) for name in ("temperature", "runtime_top_k", "runtime_top_p", "seed")
-    )
-    if top_k is None:
-        top_k = 1 if temperature is None and top_p is None else 0
-    if temperature == 0:
-        temperature, top_k = None, 1
-    return Sampling(
-        1.0 if temperature is None else temperature, top_k, 1.0 if top_p is None else top_p, seed
-    )

@@ -14,6 +14,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from ...bundle.files import open_bundle
+from ...core.errors import DyCokeError
 from ...runtime.detokenize import TextStreams
 from ...runtime.prompt import load_tokenizer
 from ...runtime.protocol import TOKEN_COUNTS
@@ -26,6 +27,7 @@ from .requests import (
     has_parameter,
     parameter,
     scalar,
+    single,
     tensors,
     text_tensor,
 )
@@ -60,12 +62,26 @@ class TritonPythonModel:
         final = bool(scalar(request, "is_final"))
         if request.is_cancelled() and not final:
             stop_generation(name)
-        ids = array(request, "output_ids")
-        assert ids is not None  # Triton refuses a request without it
-        # Padding behind the sequence and, where the prompt is echoed, visual tokens are no text.
-        length = int(array(request, "sequence_length").reshape(-1)[0])  # type: ignore[union-attr]
-        tokens = [token for token in ids[0, 0, :length].tolist() if token < self._text_ids]
+        tokens = self._tokens(request)
         # TensorRT-LLM's backend sends no marks.
         first = bool(scalar(request, "is_first"))
         with DETOKENISE:
             return self._streams.push(name, tokens, first=first, final=final)
+
+    def _tokens(self, request: Any) -> list[int]:
+        """Those of the text: padding behind the sequence and, where the prompt is echoed, visual
+        tokens are none."""
+        ids, length = array(request, "output_ids"), array(request, "sequence_length")
+        assert ids is not None  # Triton refuses a request without them
+        assert length is not None
+        if ids.ndim != 3 or ids.shape[:2] != (1, 1):
+            raise DyCokeError(f"output_ids: shape {list(ids.shape)}; allowed: [1, 1, n]")
+        count = single("sequence_length", length)
+        if not 0 <= count <= ids.shape[2]:
+            raise DyCokeError(
+                f"sequence_length: {count}, output_ids has {ids.shape[2]}; allowed: 0 to that"
+            )
+        tokens = ids[0, 0, :count].tolist()
+        if tokens and min(tokens) < 0:
+            raise DyCokeError(f"output_ids: token {min(tokens)}; allowed: >= 0")
+        return [token for token in tokens if token < self._text_ids]

@@ -15,7 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from ...core.errors import DyCokeError, QueueFullError
+from ...core.errors import DyCokeError, UnavailableError
 
 
 def parameter(args: Mapping[str, str], name: str) -> str:
@@ -44,8 +44,11 @@ def array(request: Any, name: str) -> NDArray[Any] | None:
 def scalar(request: Any, name: str) -> Any:
     """The value of an input tensor of one element, or None where it was left out."""
     value = array(request, name)
-    if value is None:
-        return None
+    return None if value is None else single(name, value)
+
+
+def single(name: str, value: NDArray[Any]) -> Any:
+    """The only element of a tensor. Raises DyCokeError for none or several."""
     if value.size != 1:
         raise DyCokeError(f"{name}: shape {list(value.shape)}; allowed: [1, 1]")
     return value.reshape(-1)[0].item() if value.dtype != object else value.reshape(-1)[0]
@@ -73,7 +76,7 @@ def text_tensor(name: str, text: str) -> Any:
 
 def triton_error(error: BaseException) -> Any:
     """The TritonError for an exception; what is not a user's error is logged with its trace."""
-    if isinstance(error, QueueFullError):
+    if isinstance(error, UnavailableError):
         return pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
     if isinstance(error, DyCokeError):
         return pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)

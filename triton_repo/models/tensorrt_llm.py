@@ -19,11 +19,13 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from ...bundle.files import open_bundle
+from ...core.errors import DyCokeError
+from ...runtime.limits import RequestLimits
 from ...runtime.llm import load_llm
 from ...runtime.native.request import Event, Request
 from .llm_metrics import LlmMetrics
 from .llm_request import LlmRequest, read_llm_request
-from .requests import check_parameters, error_response, parameter, scalar, tensors, triton_error
+from .requests import check_parameters, error_response, parameters, scalar, tensors, triton_error
 from .sender import Sender
 
 _IDLE_SECONDS = 0.1  # how often an idle scheduler looks whether it should end
@@ -40,6 +42,7 @@ class Stream:
         self._lock = threading.Lock()
         self._tokens: list[int] = []
         self._finish: str | None = None
+        self._error: Exception | None = None
         self._queued = False
         self._first = True
 
@@ -48,7 +51,7 @@ class Stream:
         with self._lock:
             self.started = True
             self._tokens += event.tokens
-            self._finish = event.finish
+            self._finish, self._error = event.finish, event.error
             self.ended = event.finish is not None
             wanted = self.ended or self.request.streaming
             queue, self._queued = wanted and not self._queued, self._queued or wanted
@@ -61,8 +64,7 @@ class Stream:
             finish, self._queued = self._finish, False
         first, self._first = self._first, False
         if finish == "failed":
-            error = RuntimeError("the model failed; the server's log says why")
-            self.sender.send(error_response(error), final=True)
+            self.sender.send(_failure(self._error), final=True)
             return
         ids = [*self.request.prompt, *tokens] if self.request.echo else tokens
         values: dict[str, np.ndarray[Any, Any]] = {
@@ -79,10 +81,19 @@ class Stream:
         self.sender.send(response, final=finish is not None)
 
 
+def _failure(error: Exception | None) -> Any:
+    """What a client is told; an error that is no user's has been logged with its trace."""
+    if isinstance(error, DyCokeError):
+        return error_response(error)
+    text = f"the model failed on this request ({type(error).__name__}); the server's log says why"
+    return pb_utils.InferenceResponse([], pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL))
+
+
 class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
-        bundle = Path(parameter(args, "bundle"))
-        self._engine = load_llm(bundle, parameter(args, "build"))
+        given = parameters(args)
+        bundle = Path(given["bundle"])
+        self._engine = load_llm(bundle, given["build"], RequestLimits.from_parameters(given))
         self._metrics = LlmMetrics(args["model_name"], self._engine, open_bundle(bundle))
         self._lock = threading.Lock()
         self._streams: deque[Stream] = deque()  # in flight, in the order to look at
@@ -150,7 +161,7 @@ class TritonPythonModel:
                 try:
                     self._engine.step()
                 except Exception as error:
-                    triton_error(error)  # logs it; every running request was told
+                    triton_error(error)  # logs it; who it concerns was told
                 self._metrics.after_step()
 
     def _drop_cancelled(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.runtime.preparation import pack_words, unpack_words
+from dycoke_trt.runtime.stop_words import pack_words, unpack_words
 from hypothesis import given
 from hypothesis import strategies as st
 
