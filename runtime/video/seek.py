@@ -118,6 +118,8 @@ class Seeker:
                 raise Inexact("frames in a damaged stretch that no packet announces")
             self.playing[low:high] = times
             self._fed = None
+            if not self.playing:
+                raise Inexact("damage leaves no frame")
 
     def _check_end(self) -> None:
         """The last packets of a file that was cut give no frame."""
