@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..triton_repo.launcher import RunningServer
     from ..triton_repo.server_log import LoadEvent
     from ..triton_repo.tritonserver import TritonServer
 
@@ -78,16 +78,38 @@ def serve(
     max_video_frames: MaxVideoFrames = VIDEO.max_frames,
     max_video_samples: MaxVideoSamples = VIDEO.max_samples,
     max_video_seconds: MaxVideoSeconds = VIDEO.max_seconds,
+    opened: Annotated[
+        str,
+        typer.Option(
+            "--open",
+            help="What clients may use beside asking: shared-memory, model-repository, logging, "
+            "trace, http (beyond loopback, where the server's version has holes in it), or all.",
+        ),
+    ] = "",
+    grace: Annotated[
+        float, typer.Option("--grace", help="Seconds that requests in flight get at the end.")
+    ] = 15.0,
+    restart: Annotated[
+        int, typer.Option("--restart", help="How often a server that failed is started again.")
+    ] = 0,
+    hang_timeout: Annotated[
+        float,
+        typer.Option("--hang-timeout", help="Seconds without a sign of life; 0 does not look."),
+    ] = 20.0,
     *,
     requests: RequestLimits,
 ) -> None:
     """Serve a bundle with Triton: writes the model repository, starts the server, watches it."""
     from ..core.errors import DyCokeError
     from ..engines.targets import check_name
-    from ..triton_repo.launcher import choose_ports, serving
-    from ..triton_repo.repository import write_repository
+    from ..triton_repo.access import parse_open
+    from ..triton_repo.launcher import EXIT_TIMEOUT, serving
+    from ..triton_repo.ports import choose_ports
+    from ..triton_repo.repository import parse_version, write_repository
+    from ..triton_repo.supervise import supervise
     from ..triton_repo.tritonserver import Ports, find_tritonserver
     from ..triton_repo.vision_config import PLAN_BACKEND
+    from ..triton_repo.weaknesses import advice
 
     check_name(target)
     limits = VideoLimits(
@@ -95,6 +117,11 @@ def serve(
     )
     if threads < 0:
         raise DyCokeError(f"--threads {threads} is not allowed; allowed: an integer >= 0")
+    numbers = {"--grace": grace, "--restart": restart, "--hang-timeout": hang_timeout}
+    for option, value in numbers.items():
+        if not value >= 0:
+            raise DyCokeError(f"{option} {value} is not allowed; allowed: a number >= 0")
+    categories = parse_open(opened)
     ports = choose_ports(Ports(http_port, grpc_port, metrics_port, host))
     found = find_tritonserver(tritonserver)
     engines = _Engines.of(bundle, target, counters, llm, found)
@@ -112,26 +139,39 @@ def serve(
                 requests=requests,
             )
             _say(f"tritonserver {found.version} ({found.source}), models in {folder}")
-            with serving(
-                folder,
-                tritonserver=found,
-                ports=ports,
-                environment={
-                    **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
-                    **engines.environment,
-                },
-                log_file=log_file,
-                log_verbose=log_verbose,
-                start_timeout=start_timeout,
-                on_event=_show,
-                extra=[*engines.options, *(extra or [])],
-                world_size=engines.world_size,
-            ) as server:
+            if known := advice(parse_version(found.version)):
+                _say(f"[yellow]{known}[/]; docs/serving.md")
+
+            def start() -> AbstractContextManager[RunningServer]:
+                return serving(
+                    folder,
+                    tritonserver=found,
+                    ports=ports,
+                    environment={
+                        **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
+                        **engines.environment,
+                    },
+                    log_file=log_file,
+                    log_verbose=log_verbose,
+                    start_timeout=start_timeout,
+                    on_event=_show,
+                    extra=[*engines.options, *(extra or [])],
+                    world_size=engines.world_size,
+                    opened=categories,
+                    grace=grace,
+                    # Of the backend in C++ nothing is known here: the server itself waits.
+                    exit_timeout=grace if engines.in_cpp else EXIT_TIMEOUT,
+                    hang_seconds=hang_timeout,
+                    disposable=[] if repository else [folder],
+                )
+
+            def on_ready(server: RunningServer) -> None:
                 typer.echo(
                     f"ready: grpc {server.grpc}, http {server.http}, metrics {server.metrics}; "
                     f'try: dycoke ask --server {server.grpc} --video FILE "QUESTION"'
                 )
-                server.wait()
+
+            supervise(start, restarts=restart, on_ready=on_ready, say=_say)
         except KeyboardInterrupt:
             _say("stopped")
 
@@ -144,6 +184,7 @@ class _Engines:
     options: Sequence[str] = ()
     world_size: int = 1
     llm: str = "tensorrtllm"
+    in_cpp: bool = False  # runs in Triton's C++ backend
 
     @classmethod
     def of(
@@ -157,6 +198,7 @@ class _Engines:
         from ..core.errors import DyCokeError
         from ..engines.installed import installed
         from ..runtime.native.load import native_record
+        from ..triton_repo.trtllm import CPP_BACKEND
         from ..triton_repo.trtllm_launch import (
             choose_llm,
             server_environment,
@@ -189,6 +231,7 @@ class _Engines:
             server_options(manifest, record),
             manifest.llm.tp,
             chosen,
+            chosen == CPP_BACKEND,
         )
 
 
@@ -209,8 +252,10 @@ def _folder(repository: Path | None) -> Iterator[Path]:
     if repository is not None:
         yield repository
         return
-    with TemporaryDirectory(prefix="dycoke-models-") as folder:
-        yield Path(folder)
+    from ..bundle.writing import temporary_folder
+
+    with temporary_folder("dycoke-models-") as folder:
+        yield folder
 
 
 @contextmanager

@@ -2,40 +2,54 @@
 
     with serving(repository) as server:
         ...  # server.grpc, server.http and server.metrics are "127.0.0.1:PORT"
-        server.wait()  # until the server or one of its models dies
+        server.wait()  # until the server or one of its models fails
 
-Nothing is left behind: the server is ended with the block, on a signal, and by the kernel if this
+Nothing is left behind: the server is ended with the block, on a signal, and by its guard if this
 process is killed; what stays of its process group or its shared memory is removed.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import random
 import shutil
-import socket
-import tempfile
 import threading
 import time
-import urllib.request
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
 
+from ..bundle.writing import make_temporary_folder, writing
 from ..core.errors import DyCokeError
-from .processes import Stub, end_group, how_it_ended, spawn, stubs_of, wait_ended, wait_for_death
+from .access import HTTP, access_options, new_key
+from .health import is_live, is_loaded, is_ready
+from .life import VARIABLE, Life, Phase
+from .ports import choose_ports, is_loopback, shielded
+from .processes import end_group, guarded, spawn, wait_ended
+from .regions import own_regions
+from .repository import parse_version
 from .server_log import LoadEvent, LogReader, explain
 from .tritonserver import Ports, TritonServer, find_tritonserver
 from .trtllm_launch import mpi_command, mpi_environment
+from .watch import Watch
+from .weaknesses import http_is_weak
 
-EXIT_TIMEOUT = 10  # seconds that requests in flight get when the server ends
-_GRACE = 5  # seconds after that, before SIGKILL
+GRACE = 15.0  # seconds that requests in flight get when the server ends
+HANG_SECONDS = 20.0  # without a sign of life a process counts as hanging
+EXIT_TIMEOUT = 5  # seconds that the server itself waits for what is in flight even then
+_PATIENCE = 5  # seconds after that, before SIGKILL
 _POLL = 0.1  # seconds between looks at a server that loads
-# Below the ports that systems hand out for connections: none is taken between choice and use.
-_FREE_PORTS = range(20_000, 32_768)
+_QUIET = 0.25  # seconds between looks at a server that drains
+# A peer that is gone without a word is noticed within 15 s; clients may ask as often as that.
+_KEEPALIVE = (
+    "--grpc-keepalive-time=10000",
+    "--grpc-keepalive-timeout=5000",
+    "--grpc-keepalive-permit-without-calls=1",
+    "--grpc-http2-max-pings-without-data=0",
+    "--grpc-http2-min-recv-ping-interval-without-data=5000",
+)
 _MANAGED = {
     "--model-repository",
     "--log-file",
@@ -47,28 +61,29 @@ _MANAGED = {
 
 @dataclass
 class RunningServer:
-    """A server that was ready. log: its output."""
+    """A server that was ready. log: its output. key: opens restricted endpoints (access.py)."""
 
     ports: Ports
     log: Path
     pid: int
+    key: str = field(repr=False)
     _ended: threading.Event = field(default_factory=threading.Event, repr=False)
     failure: str | None = None
 
     @property
     def http(self) -> str:
-        return self._address(self.ports.http)
+        return self._address("http")
 
     @property
     def grpc(self) -> str:
-        return self._address(self.ports.grpc)
+        return self._address("grpc")
 
     @property
     def metrics(self) -> str:
-        return self._address(self.ports.metrics)
+        return self._address("metrics")
 
     def wait(self, timeout: float | None = None) -> None:
-        """Returns after `timeout` seconds; raises DyCokeError once the server or a model died."""
+        """Returns after `timeout` seconds; raises DyCokeError once the server or a model failed."""
         if self._ended.wait(timeout):
             raise DyCokeError(self.failure)
 
@@ -76,10 +91,11 @@ class RunningServer:
         self.failure = message
         self._ended.set()
 
-    def _address(self, port: int) -> str:
+    def _address(self, service: str) -> str:
         # A server that listens everywhere is reached here.
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.ports.host, self.ports.host)
-        return f"{host}:{port}"
+        host = self.ports.host_of(service)
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+        return f"{host}:{getattr(self.ports, service)}"
 
 
 @contextmanager
@@ -95,13 +111,23 @@ def serving(
     on_event: Callable[[LoadEvent], None] = lambda _: None,
     extra: Sequence[str] = (),
     world_size: int = 1,
+    opened: Collection[str] = (),
+    grace: float = GRACE,
+    exit_timeout: float = EXIT_TIMEOUT,
+    hang_seconds: float = HANG_SECONDS,
+    disposable: Sequence[Path] = (),
 ) -> Iterator[RunningServer]:
     """A server on `repository` while the block runs; ready when it begins.
 
-    ports: 0 takes a free one. environment: additions to this process's. log_file: kept; by default
-    a temporary file, which is kept only if something failed. start_timeout: seconds. on_event: is
-    told which model loads and which is ready. extra: further options of tritonserver. world_size:
-    ranks of the LLM, each a server of its own under mpirun.
+    ports: 0 takes a free one. environment: additions to this process's. log_file: kept, and
+    appended to; by default a temporary file, which is kept only if something failed. start_timeout:
+    seconds. on_event: is told which model loads and which is ready. extra: further options of
+    tritonserver. world_size: ranks of the LLM, each a server of its own under mpirun. opened: what
+    clients may use beside the endpoints for asking (access.py). grace: seconds that requests in
+    flight get at the end, before each is answered with UNAVAILABLE. exit_timeout: seconds that the
+    server waits for requests of which nothing is known here (a backend in C++). hang_seconds: a
+    process without a sign of life for so long is a failure; 0 does not look. disposable: removed
+    even if this process is killed.
 
     Must be entered in a thread that lives as long as the server (see `spawn`). Raises DyCokeError,
     one line, if the server cannot be started; what it says names the model and its error.
@@ -112,43 +138,80 @@ def serving(
             raise DyCokeError(
                 f"{argument} cannot be passed on: dycoke sets it, by options of its own"
             )
+    # Asking a server for its version takes half a second: only where it matters.
+    exposed = not is_loopback(ports.host)
+    version = parse_version(found.version) if exposed or opened else ()
+    if exposed and HTTP not in opened and http_is_weak(version):
+        ports = shielded(ports)
     ports = choose_ports(ports)
-    folder = None if log_file else Path(tempfile.mkdtemp(prefix="dycoke-serve-"))
-    log = log_file or Path(str(folder)) / "tritonserver.log"
-    _create(log)
-    shared_memory = f"dycoke_{uuid.uuid4().hex}_"
-    failed = True
-    with found.backends() as backends:
+    key = new_key()
+    folder = make_temporary_folder("dycoke-serve-")
+    log = log_file or folder / "tritonserver.log"
+    keep_log = False
+    with ExitStack() as stack:
+        stack.callback(lambda: None if keep_log else shutil.rmtree(folder, ignore_errors=True))
+        with writing(log):
+            log.open("ab").close()
+        log_begin = log.stat().st_size
+        backends = stack.enter_context(found.backends())
+        regions = stack.enter_context(own_regions())
+        with writing(folder):
+            life = Life.create(folder / "life")
+        stack.callback(life.close)
         options = [
             *backends,
             # The configuration is complete; completing it starts every model a second time.
             "--disable-auto-complete-config",
-            f"--exit-timeout-secs={EXIT_TIMEOUT}",
-            f"--backend-config=python,shm-region-prefix-name={shared_memory}",
+            f"--exit-timeout-secs={math.ceil(exit_timeout)}",
+            f"--backend-config=python,shm-region-prefix-name={regions.prefix}",
+            *access_options(opened, key, version),
+            *_KEEPALIVE,
             *([f"--log-verbose={log_verbose}"] if log_verbose else []),
             *extra,
         ]
         repository = repository.resolve()
         command = found.command(repository, ports, options)
-        variables = {**found.environment(), **(environment or {})}
+        variables = {
+            **found.environment(), **(environment or {}), VARIABLE: str(life.path)
+        }  # fmt: skip
         if world_size > 1:
             command = mpi_command(command, world_size, variables["PATH"])
-            variables |= mpi_environment(EXIT_TIMEOUT)
-        process = spawn(command, variables, log)
+            variables |= mpi_environment(math.ceil(exit_timeout))
+        temporary = [Path(option.partition("=")[2]) for option in backends]
+        temporary += [*disposable, folder if log_file else life.path]
+        stack.enter_context(guarded(regions.prefix, temporary))
+        process = spawn(command, variables, log, [regions.lock])
         wake_out, wake_in = os.pipe()
-        server = RunningServer(ports, log, process.pid)
+        server = RunningServer(ports, log, process.pid, key)
         watcher = None
+        patience = exit_timeout + _PATIENCE
         try:
-            _await_ready(server, process, start_timeout, on_event)
-            stubs = stubs_of(process.pid, repository)
+            _await_ready(server, process, start_timeout, on_event, log_begin)
+            watch = Watch(
+                process.pid,
+                repository,
+                life,
+                hang_seconds=hang_seconds,
+                is_live=lambda: is_live(server.http),
+                is_loaded=(lambda model: is_loaded(server.http, model, key))
+                if any(option.startswith("--model-control-mode") for option in extra)
+                else None,
+            )
             watcher = threading.Thread(
-                target=_watch, args=(server, process, stubs, wake_out), name="watch-triton"
+                target=_watch, args=(server, process, watch, wake_out), name="watch-triton"
             )
             watcher.start()
             yield server
-            failed = server.failure is not None
+            _drain(life, process, grace)
+            keep_log = server.failure is not None
         except KeyboardInterrupt:
-            failed = False
+            if watcher is not None and server.failure is None:
+                patience = 0  # if interrupted again
+                _drain(life, process, grace)
+                patience = exit_timeout + _PATIENCE
+            raise
+        except BaseException:
+            keep_log = True
             raise
         finally:
             try:
@@ -156,62 +219,23 @@ def serving(
                 if watcher is not None:
                     watcher.join()
             finally:
-                end_group(process, EXIT_TIMEOUT + _GRACE)
+                end_group(process, patience)
                 os.close(wake_in)
                 os.close(wake_out)
-                for region in Path("/dev/shm").glob(f"{shared_memory}*"):
-                    region.unlink(missing_ok=True)
-                if folder is not None and not failed:
-                    shutil.rmtree(folder, ignore_errors=True)
 
 
-def choose_ports(ports: Ports) -> Ports:
-    """`ports` with a free one for each 0. Raises DyCokeError for one that is in use: the server
-    itself would only say so after it has loaded every model."""
-    chosen: dict[str, int] = {}
-    for name in ("http", "grpc", "metrics"):
-        port = getattr(ports, name)
-        if not 0 <= port < 65536:
-            raise DyCokeError(f"--{name}-port {port} is not allowed; allowed: 0 to 65535")
-        if port in chosen.values():
-            raise DyCokeError(f"--{name}-port {port} is given twice; choose another")
-        if port == 0:
-            candidates = random.sample(_FREE_PORTS, 100)
-            free = (p for p in candidates if p not in chosen.values() and _is_free(ports.host, p))
-            port = next(free, 0)
-            if port == 0:
-                raise DyCokeError(f"--{name}-port 0: no free port on {ports.host}; name one")
-        elif not _is_free(ports.host, port):
-            raise DyCokeError(
-                f"port {port} on {ports.host} is in use; choose another with --{name}-port "
-                "(0 takes a free one)"
-            )
-        chosen[name] = port
-    return Ports(**chosen, host=ports.host)
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As servers do: a port whose last connection is just closing is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen()
-        except socket.gaierror:
-            raise DyCokeError(f"--host {host}: not an address of this machine") from None
-        except OSError as error:
-            if error.errno in (99, 22):  # EADDRNOTAVAIL, EINVAL
-                raise DyCokeError(f"--host {host}: not an address of this machine") from None
-            return False
-    return True
-
-
-def _create(log: Path) -> None:
-    try:
-        log.write_bytes(b"")
-    except OSError as error:
-        raise DyCokeError(f"{log}: cannot be written ({error.strerror})") from None
+def _drain(life: Life, process: Popen[bytes], grace: float) -> None:
+    """Lets requests in flight finish, takes no new ones, and after `grace` seconds ends what is
+    left with an error of its own. Returns at once where nothing is in flight."""
+    for phase, seconds in ((Phase.DRAINING, grace), (Phase.ENDING, EXIT_TIMEOUT)):
+        life.phase = phase
+        deadline = time.monotonic() + seconds
+        idle = 0
+        while time.monotonic() < deadline:
+            # Twice, because a request is nowhere while it goes from one model to the next.
+            idle = 0 if any(sign.in_flight for sign in life.signs()) else idle + 1
+            if idle == 2 or wait_ended(process.pid, _QUIET):
+                return
 
 
 def _await_ready(
@@ -219,18 +243,19 @@ def _await_ready(
     process: Popen[bytes],
     timeout: float,
     on_event: Callable[[LoadEvent], None],
+    log_begin: int,
 ) -> None:
     """Returns when the server says that it is ready. Raises DyCokeError if it ends or is late."""
     deadline = time.monotonic() + timeout
-    log = LogReader(server.log)
+    log = LogReader(server.log, log_begin)
     ready = False
     while not ready:
         ended = wait_ended(process.pid, _POLL)
-        ready = not ended and _is_ready(server.http)
+        ready = not ended and is_ready(server.http)
         for event in log.events():
             on_event(event)
         if ended:
-            reason = explain(server.log.read_text(errors="replace"))
+            reason = explain(log.text())
             raise DyCokeError(f"the server did not start: {reason} (log: {server.log})")
         if not ready and time.monotonic() > deadline:
             raise DyCokeError(
@@ -239,26 +264,12 @@ def _await_ready(
             )
 
 
-def _is_ready(address: str) -> bool:
-    # No proxy, whatever the environment says: the server is on this machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"http://{address}/v2/health/ready", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def _watch(server: RunningServer, process: Popen[bytes], stubs: Sequence[Stub], wake: int) -> None:
-    """Ends the server as soon as a model's process dies, so that no client waits for ever."""
-    first = wait_for_death(process.pid, stubs, wake)
-    if first is None:
+def _watch(server: RunningServer, process: Popen[bytes], watch: Watch, wake: int) -> None:
+    """Ends the server as soon as something fails, so that no client waits for ever."""
+    failure = watch.failure(wake)
+    if failure is None:
         return
-    if isinstance(first, Stub):
-        how = how_it_ended(first.pid)
-        message = f"model {first.model} died{f' ({how})' if how else ''}; the server was ended"
-    else:
-        message = f"the server died ({how_it_ended(process.pid)})"
     # A request that hangs would use up the whole exit timeout.
     end_group(process, 0)
-    server.fail(f"{message} (log: {server.log})")
+    ended = "" if failure.startswith("the server died") else "; the server was ended"
+    server.fail(f"{failure}{ended} (log: {server.log})")

@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from . import guard
 
 _STUB = "triton_python_backend_stub"
 # Asks the kernel to end this process with its parent (PR_SET_PDEATHSIG = 1; it survives exec), and
@@ -38,11 +40,12 @@ class Stub(NamedTuple):
 
 
 def spawn(
-    command: Sequence[str], environment: Mapping[str, str], log: Path
+    command: Sequence[str], environment: Mapping[str, str], log: Path, inherited: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
     """Starts `command` in a process group of its own, output into `log`.
 
     It gets SIGTERM when the thread that called this ends, at the latest with this process.
+    inherited: descriptors that it keeps.
     """
     guarded = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *command]
     with log.open("ab") as output:
@@ -53,7 +56,29 @@ def spawn(
             stdout=output,
             stderr=subprocess.STDOUT,
             process_group=0,
+            pass_fds=inherited,
         )
+
+
+@contextmanager
+def guarded(mark: str, paths: Sequence[Path]) -> Iterator[None]:
+    """While the block runs, a process stands by that ends the server with `mark` and removes its
+    regions and `paths`, should this process be killed (guard.py)."""
+    command = [sys.executable, "-I", "-S", guard.__file__, mark, *map(str, paths)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # what ends this process's group must not end it
+    ) as process:
+        assert process.stdin is not None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # it was killed
+                process.stdin.write(b"done")
+                process.stdin.close()
 
 
 def stubs_of(server: int, repository: Path) -> list[Stub]:
@@ -92,9 +117,11 @@ def _model(arguments: Sequence[str], repository: Path) -> str:
     return "?"
 
 
-def wait_for_death(server: int, stubs: Sequence[Stub], wake: int) -> Stub | int | None:
+def wait_for_death(
+    server: int, stubs: Sequence[Stub], wake: int, timeout: float
+) -> Stub | int | None:
     """Waits until a process ends: the stub, the server's id, or None if `wake` (a file descriptor)
-    became readable first."""
+    became readable first. Raises TimeoutError after `timeout` seconds."""
     with ExitStack() as stack:
         watched: dict[int, Stub | int | None] = {wake: None}
         processes: list[Stub | int] = [*stubs, server]
@@ -109,7 +136,9 @@ def wait_for_death(server: int, stubs: Sequence[Stub], wake: int) -> Stub | int 
         poll = select.poll()
         for descriptor in watched:
             poll.register(descriptor, select.POLLIN)
-        ended = [watched[descriptor] for descriptor, _ in poll.poll()]
+        ended = [watched[descriptor] for descriptor, _ in poll.poll(timeout * 1000)]
+    if not ended:
+        raise TimeoutError
     # A server that ends takes its stubs with it: then they are not the cause.
     for first in (None, server):
         if first in ended:

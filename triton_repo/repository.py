@@ -110,12 +110,15 @@ def write_repository(
                 (version / config.file).symlink_to(f"{seen}/engines/{build}/{config.file}")
             elif not config.steps and config.backend == "python":
                 (version / "model.py").write_text(
-                    f"from dycoke_trt.triton_repo.models.{config.name} import TritonPythonModel\n\n"
-                    '__all__ = ["TritonPythonModel"]\n'
+                    "from dycoke_trt.triton_repo.models import alive\n"
+                    f"from dycoke_trt.triton_repo.models import {config.name} as model\n\n"
+                    "TritonPythonModel = alive.alive(model.TritonPythonModel)\n"
                 )
         work.chmod(0o755)  # mkdtemp makes it private
         shutil.rmtree(target, ignore_errors=True)
         work.rename(target)
+    except OSError as error:
+        raise DyCokeError(f"{target}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target

@@ -24,11 +24,11 @@ class LoadEvent(NamedTuple):
 
 
 class LogReader:
-    """Reads a log that is still being written, whole lines at a time."""
+    """Reads a log that is still being written, whole lines at a time. begin: bytes before it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
+    def __init__(self, path: Path, begin: int = 0) -> None:
+        self._path, self._begin = path, begin
+        self._offset = begin
 
     def events(self) -> Iterator[LoadEvent]:
         """What was logged about models since the last call."""
@@ -40,6 +40,12 @@ class LogReader:
                 self._offset += len(line)
                 if (event := load_event(line.decode(errors="replace").strip())) is not None:
                     yield event
+
+    def text(self) -> str:
+        """All of it, from `begin`."""
+        with self._path.open("rb") as file:
+            file.seek(self._begin)
+            return file.read().decode(errors="replace")
 
 
 def load_event(line: str) -> LoadEvent | None:

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..bundle.writing import temporary_folder, writing
 from ..core.errors import DyCokeError
 
 CONTAINER_BINARY = Path("/opt/tritonserver/bin/tritonserver")
@@ -29,12 +29,16 @@ _PROBE_SECONDS = 30
 
 @dataclass(frozen=True)
 class Ports:
-    """Where a server listens; host: an address of this machine."""
+    """Where a server listens; host: an address of this machine. http_host: HTTP's, if another."""
 
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
     host: str = "127.0.0.1"
+    http_host: str = ""
+
+    def host_of(self, service: str) -> str:
+        return self.http_host or self.host if service == "http" else self.host
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,10 @@ class TritonServer:
         services = [
             f"--{service}-{key}={value}"
             for service in ("http", "grpc", "metrics")
-            for key, value in (("address", ports.host), ("port", getattr(ports, service)))
+            for key, value in (
+                ("address", ports.host_of(service)),
+                ("port", getattr(ports, service)),
+            )
         ]
         return [str(self.binary), f"--model-repository={repository}", *services, *extra]
 
@@ -103,11 +110,12 @@ class TritonServer:
                 f"{stubs}: no stub for Python {version}, only for {known}; make the environment "
                 "with one of these"
             )
-        with tempfile.TemporaryDirectory(prefix="dycoke-backends-") as folder:
-            python = Path(folder) / "python"
-            python.mkdir()
-            for file in [*(_wheel() / "backends" / "python").glob("*.*"), stub]:
-                (python / file.name).symlink_to(file)
+        with temporary_folder("dycoke-backends-") as folder:
+            python = folder / "python"
+            with writing(folder):
+                python.mkdir()
+                for file in [*(_wheel() / "backends" / "python").glob("*.*"), stub]:
+                    (python / file.name).symlink_to(file)
             yield [f"--backend-directory={folder}"]
 
     def _check_loads(self, stub: Path) -> None:
@@ -123,7 +131,7 @@ class TritonServer:
             )
 
     def _printed_version(self) -> str:
-        with tempfile.TemporaryDirectory(prefix="dycoke-probe-") as empty:
+        with temporary_folder("dycoke-probe-") as empty:
             silent = [f"--allow-{service}=false" for service in ("http", "grpc", "metrics")]
             # The missing model ends the server, after it has printed its options.
             command = [

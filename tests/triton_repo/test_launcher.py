@@ -18,7 +18,8 @@ from dycoke_trt.runtime.protocol import BLS
 from dycoke_trt.tests.support import DYCOKE, assert_one_line, demo_bundle, dycoke, until
 from dycoke_trt.tests.triton_repo.small import write_small_repository
 from dycoke_trt.triton_repo import tritonserver
-from dycoke_trt.triton_repo.launcher import choose_ports, serving
+from dycoke_trt.triton_repo.launcher import serving
+from dycoke_trt.triton_repo.ports import choose_ports
 from dycoke_trt.triton_repo.processes import stubs_of
 from dycoke_trt.triton_repo.server_log import LoadEvent, explain, load_event
 from dycoke_trt.triton_repo.tritonserver import Ports, find_tritonserver

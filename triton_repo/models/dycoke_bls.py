@@ -90,6 +90,9 @@ class TritonPythonModel:
             else:
                 self._threads.submit(self._run, request, sender)
 
+    def in_flight(self) -> int:
+        return self._held
+
     def finalize(self) -> None:
         self._threads.shutdown()
         self._stopping.set()

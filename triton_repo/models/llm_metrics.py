@@ -38,7 +38,7 @@ class LlmMetrics:
         kind = pb_utils.MetricFamily
         total = self._metric("dycoke_kv_blocks", "KV blocks of the pool", kind.GAUGE)
         total.set(engine.blocks.num_blocks)
-        self._first = self._metric(
+        self._first: Any = self._metric(
             "dycoke_time_to_first_token_seconds",
             "From arrival at the LLM step to its first token",
             kind.HISTOGRAM,
@@ -122,10 +122,17 @@ class LlmMetrics:
         self._changed.set()
 
     def close(self) -> None:
-        """Ends publishing; the server that would show the rest ends too."""
+        """Ends publishing; the server that would show the rest ends too.
+
+        Nothing of Triton's may outlive `finalize`: a metric writes its last value to shared memory
+        as it is destroyed, and the process has none any more when Python itself is taken down.
+        """
         self._stopping.set()
         self._changed.set()
         self._thread.join()
+        self._metrics.clear()
+        self._first = None
+        self._families.clear()
 
     def _publish(self) -> None:
         published: dict[str, float] = defaultdict(float)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
@@ -25,9 +26,10 @@ class PluginMetrics:
     def __init__(self) -> None:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._family: Any = None  # a metric dies with its family
+        self._metrics: dict[str, Any] = {}
         if name := os.environ.get(COUNTERS):
             counter = pb_utils.MetricFamily.COUNTER
-            # A metric dies with its family.
             self._family = pb_utils.MetricFamily(*GATE_DECISIONS, kind=counter)
             self._metrics = {
                 row: self._family.Metric(labels={"model": LLM, "decision": label})
@@ -41,6 +43,9 @@ class PluginMetrics:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
+        # Before the process takes its shared memory down: see LlmMetrics.close.
+        self._metrics.clear()
+        self._family = None
 
     def _publish(self) -> None:
         published = dict.fromkeys(ROWS, 0)

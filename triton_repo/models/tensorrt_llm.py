@@ -45,6 +45,11 @@ class Stream:
         self._error: Exception | None = None
         self._queued = False
         self._first = True
+        self._interruption: Exception | None = None
+
+    def interrupt(self, error: Exception) -> None:
+        """What a cancelled stream is told that its client did not cancel."""
+        self._interruption = error
 
     def add(self, event: Event) -> bool:
         """Takes an event; True if the stream has to be queued for sending."""
@@ -65,6 +70,9 @@ class Stream:
         first, self._first = self._first, False
         if finish == "failed":
             self.sender.send(_failure(self._error), final=True)
+            return
+        if finish == "cancelled" and self._interruption is not None:
+            self.sender.send(error_response(self._interruption), final=True)
             return
         ids = [*self.request.prompt, *tokens] if self.request.echo else tokens
         values: dict[str, np.ndarray[Any, Any]] = {
@@ -96,6 +104,7 @@ class TritonPythonModel:
         self._engine = load_llm(bundle, given["build"], RequestLimits.from_parameters(given))
         self._metrics = LlmMetrics(args["model_name"], self._engine, open_bundle(bundle))
         self._lock = threading.Lock()
+        self._ending: Exception | None = None
         self._streams: deque[Stream] = deque()  # in flight, in the order to look at
         self._outbox: SimpleQueue[Stream | None] = SimpleQueue()
         self._stopping = threading.Event()
@@ -123,6 +132,18 @@ class TritonPythonModel:
         self._metrics.close()
         self._engine.close()
 
+    def in_flight(self) -> int:
+        return self._engine.in_flight()
+
+    def end_streams(self, error: Exception) -> None:
+        """Every stream ends with `error`, as does every request that comes now (alive.py)."""
+        with self._lock:
+            self._ending = error
+            streams = [stream for stream in self._streams if not stream.ended]
+        for stream in streams:
+            stream.interrupt(error)
+            self._engine.cancel(stream.request.request_id)
+
     def _accept(self, request: Any, sender: Sender) -> None:
         check_parameters(request)
         if scalar(request, "stop"):
@@ -130,6 +151,8 @@ class TritonPythonModel:
             self._engine.cancel(request.request_id())
             sender.send(final=True)
             return
+        if self._ending is not None:
+            raise self._ending
         wanted = read_llm_request(request)
         stream = Stream(wanted, sender)
         count = self._metrics.follow(wanted)
