@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,6 +164,7 @@ def serve(
                     exit_timeout=grace if engines.in_cpp else EXIT_TIMEOUT,
                     hang_seconds=hang_timeout,
                     disposable=[] if repository else [folder],
+                    loading=engines.checked,
                 )
 
             def on_ready(server: RunningServer) -> None:
@@ -185,6 +187,7 @@ class _Engines:
     world_size: int = 1
     llm: str = "tensorrtllm"
     in_cpp: bool = False  # runs in Triton's C++ backend
+    checked: Callable[[], AbstractContextManager[None]] = nullcontext  # their files' hashes
 
     @classmethod
     def of(
@@ -194,6 +197,8 @@ class _Engines:
         import shutil
 
         from ..bundle.files import open_bundle
+        from ..bundle.loading import checked_while_loading
+        from ..bundle.record import FILE as RECORD
         from ..bundle.record import read_record
         from ..core.errors import DyCokeError
         from ..engines.installed import installed
@@ -218,6 +223,7 @@ class _Engines:
             if llm is not None:
                 raise DyCokeError(f"--llm {llm} has no effect with --target {target}")
             return cls()
+        again = f"run: dycoke build {bundle} --target {target}"
         here = installed()
         read_record(folder, manifest, bundle, installed=here)
         chosen = choose_llm(llm or "auto", server, has_bindings=here.tensorrt_llm is not None)
@@ -232,6 +238,7 @@ class _Engines:
             manifest.llm.tp,
             chosen,
             chosen == CPP_BACKEND,
+            partial(checked_while_loading, folder, record.files, RECORD, again),
         )
 
 

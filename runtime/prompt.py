@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from ..bundle.loading import checked_parts
 from ..bundle.manifest import Manifest
 from ..core.errors import DyCokeError
 
@@ -13,10 +14,13 @@ MAX_QUESTION_BYTES = 65_536
 
 
 def load_tokenizer(bundle: Path) -> Tokenizer:
-    """The bundle's tokenizer. Raises DyCokeError for a broken file."""
+    """The bundle's tokenizer. Raises DyCokeError for a broken or a changed file."""
     path = bundle / "tokenizer" / "tokenizer.json"
     try:
-        return Tokenizer.from_file(str(path))
+        with checked_parts(bundle, "tokenizer/"):
+            return Tokenizer.from_file(str(path))
+    except DyCokeError:
+        raise
     except Exception as error:  # the library raises plain Exception
         raise DyCokeError(f"{path}: not readable ({error}); export again") from None
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..bundle.loading import checked_parts
 from ..core.errors import DyCokeError
 
 FILE = "vision_ttm.onnx"
@@ -27,19 +28,21 @@ def load_vision(bundle: Path, build: str, threads: int = 0, kind: str = NATIVE) 
     """The vision step beside the LLM that `dycoke build --target build` made.
 
     kind: NATIVE, for the build `cpu` or `cuda`, or TENSORRT for the plan of any other. threads: of
-    a CPU, 0 takes all cores. Raises DyCokeError for a bundle that cannot be loaded, an engine that
-    does not fit this machine, and without a GPU for anything but `cpu`.
+    a CPU, 0 takes all cores. Raises DyCokeError for a bundle that cannot be loaded or is damaged, an
+    engine that does not fit this machine, and without a GPU for anything but `cpu`.
     """
     if kind == TENSORRT:
         return _plan(bundle, build)
     if build == "cpu":
-        return OnnxVision(bundle, threads)
+        with checked_parts(bundle, FILE):
+            return OnnxVision(bundle, threads)
     from .native.gpu import find_gpu
     from .vision_torch import TorchVision
 
     place = find_gpu()
     try:
-        return TorchVision.from_bundle(bundle, place, kernels=True)
+        with checked_parts(bundle, FILE):
+            return TorchVision.from_bundle(bundle, place, kernels=True)
     except torch.OutOfMemoryError:
         raise DyCokeError(
             f"{bundle}: the vision step does not fit in what is free of the GPU's memory"

@@ -16,7 +16,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
@@ -116,6 +116,7 @@ def serving(
     exit_timeout: float = EXIT_TIMEOUT,
     hang_seconds: float = HANG_SECONDS,
     disposable: Sequence[Path] = (),
+    loading: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[RunningServer]:
     """A server on `repository` while the block runs; ready when it begins.
 
@@ -127,7 +128,7 @@ def serving(
     flight get at the end, before each is answered with UNAVAILABLE. exit_timeout: seconds that the
     server waits for requests of which nothing is known here (a backend in C++). hang_seconds: a
     process without a sign of life for so long is a failure; 0 does not look. disposable: removed
-    even if this process is killed.
+    even if this process is killed. loading: entered while the server loads.
 
     Must be entered in a thread that lives as long as the server (see `spawn`). Raises DyCokeError,
     one line, if the server cannot be started; what it says names the model and its error.
@@ -186,7 +187,8 @@ def serving(
         watcher = None
         patience = exit_timeout + _PATIENCE
         try:
-            _await_ready(server, process, start_timeout, on_event, log_begin)
+            with loading():
+                _await_ready(server, process, start_timeout, on_event, log_begin)
             watch = Watch(
                 process.pid,
                 repository,

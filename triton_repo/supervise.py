@@ -40,7 +40,7 @@ def supervise(
             if time.monotonic() - began > _SETTLED:
                 used = 0
             if used >= restarts:
-                spent = f"; it was restarted {used} times, as --restart says" if restarts else ""
+                spent = f"; it was restarted {used} times already" if restarts else ""
                 raise DyCokeError(f"{error}{spent}") from None
             delay = min(_FIRST_DELAY * 2**used, _LONGEST_DELAY)
             used += 1

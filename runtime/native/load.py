@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ...bundle.files import open_bundle
+from ...bundle.loading import checked_parts
 from ...bundle.record import EngineRecord, Installed, read_record
 from ...core.config import DyCokeConfig
 from ...core.errors import DyCokeError
@@ -36,17 +37,20 @@ def load_engine(
     """The engine of `bundle`/llm: in fp32 on a CPU, in the bundle's dtype on `cuda`.
 
     kv_tokens: capacity of the pool, rounded up to blocks. Raises DyCokeError without a GPU that
-    can run it, or for weights and a pool that its memory does not hold.
+    can run it, or for weights and a pool that its memory does not hold,
+    and for weights that are not those of the manifest.
     """
     blocks = -(-kv_tokens // tokens_per_block)
     if device != CUDA:
-        llm, weights = load_weights(bundle / "llm", dtype=torch.float32)
+        with checked_parts(bundle, "llm/"):
+            llm, weights = load_weights(bundle / "llm", dtype=torch.float32)
         return NativeEngine(Qwen2(llm, weights, blocks, tokens_per_block), config, limits, trace)
     place = find_gpu()
     from .device import DeviceQwen2  # needs triton
 
     try:
-        llm, weights = load_weights(bundle / "llm", device=place)
+        with checked_parts(bundle, "llm/", "kernels/"):
+            llm, weights = load_weights(bundle / "llm", device=place)
         model = DeviceQwen2(llm, weights, blocks, tokens_per_block)
         return NativeEngine(model, config, limits, trace)
     except torch.OutOfMemoryError:

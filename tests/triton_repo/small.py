@@ -18,6 +18,7 @@ MODEL = """
 import json, os, threading
 import numpy as np
 import triton_python_backend_utils as pb
+from dycoke_trt.triton_repo.models.alive import alive
 
 WORDS = {words!r}
 FINAL = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -74,6 +75,9 @@ class TritonPythonModel:
         while not sender.is_cancelled():
             pause.wait(0.01)
         self.cancelled += 1
+
+
+TritonPythonModel = alive(TritonPythonModel)
 """
 
 

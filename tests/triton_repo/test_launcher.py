@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -14,14 +15,17 @@ import pytest
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.runtime.client import ask_server
-from dycoke_trt.runtime.protocol import BLS
+from dycoke_trt.runtime.protocol import BLS, ENSEMBLE
 from dycoke_trt.tests.support import DYCOKE, assert_one_line, demo_bundle, dycoke, until
 from dycoke_trt.tests.triton_repo.small import write_small_repository
 from dycoke_trt.triton_repo import tritonserver
-from dycoke_trt.triton_repo.launcher import serving
+from dycoke_trt.triton_repo.access import HEADER
+from dycoke_trt.triton_repo.launcher import RunningServer, serving
 from dycoke_trt.triton_repo.ports import choose_ports
 from dycoke_trt.triton_repo.processes import stubs_of
+from dycoke_trt.triton_repo.regions import own_regions, remove_left_over
 from dycoke_trt.triton_repo.server_log import LoadEvent, explain, load_event
+from dycoke_trt.triton_repo.supervise import supervise
 from dycoke_trt.triton_repo.tritonserver import Ports, find_tritonserver
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -144,9 +148,112 @@ def test_nothing_is_left_if_the_launcher_is_killed(tmp_path: Path) -> None:
         assert launcher.stdout is not None
         server = int(launcher.stdout.readline())
         regions = regions_of(server, repository)
+        os.kill(server, signal.SIGSTOP)  # hears no SIGTERM
         launcher.kill()
-    until(lambda: not group_members(server))
-    assert not any(region.exists() for region in regions)
+    until(lambda: not group_members(server), seconds=60)
+    until(lambda: not any(region.exists() for region in regions), seconds=60)
+
+
+def test_regions_that_a_killed_server_left_are_removed_at_the_next_start() -> None:
+    """Those of a living one stay: all its processes hold the lock."""
+    with own_regions() as living:
+        program = (
+            "import os, sys\n"
+            "from dycoke_trt.triton_repo.regions import FOLDER, own_regions\n"
+            "with own_regions() as regions:\n"
+            "    (FOLDER / f'{regions.prefix}x').touch()\n"
+            "    print(regions.prefix, flush=True)\n"
+            "    os.kill(os.getpid(), 9)\n"
+        )
+        dead = subprocess.run(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False
+        ).stdout.strip()
+        assert (SHARED_MEMORY / f"{dead}x").exists()
+        assert remove_left_over() == [dead]
+        assert not list(SHARED_MEMORY.glob(f"{dead}*"))
+        assert list(SHARED_MEMORY.glob(f"{living.prefix}*"))
+    assert not list(SHARED_MEMORY.glob(f"{living.prefix}*"))
+
+
+def test_a_model_that_hangs_is_noticed(tmp_path: Path) -> None:
+    repository = write_small_repository(tmp_path / "models", BLS)
+    with serving(repository, log_file=tmp_path / "log", hang_seconds=2) as server:
+        (stub,) = stubs_of(server.pid, repository)
+        os.kill(stub.pid, signal.SIGSTOP)
+        with pytest.raises(DyCokeError, match="model dycoke_bls gave no sign of life for 2 s"):
+            server.wait(60)
+    assert group_members(server.pid) == []
+
+
+def post(server: RunningServer, path: str, **headers: str) -> int:
+    request = urllib.request.Request(f"http://{server.http}{path}", b"{}", headers=headers)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_a_client_that_may_unload_a_model_does_not_end_the_server(tmp_path: Path) -> None:
+    repository = write_small_repository(tmp_path / "models")
+    explicit = ["--model-control-mode=explicit", "--load-model=*"]
+    with serving(repository, log_file=tmp_path / "log", extra=explicit) as server:
+        unload = f"/v2/repository/models/{ENSEMBLE}/unload"
+        assert post(server, unload) == 403
+        assert post(server, unload, **{HEADER: server.key}) == 200
+        until(lambda: [stub.model for stub in stubs_of(server.pid, repository)] == [BLS])
+        assert ask_server(server.grpc, "Why?", max_tokens=2).text == "one two"
+        load = f"/v2/repository/models/{ENSEMBLE}/load"
+        assert post(server, load, **{HEADER: server.key}) == 200
+        server.wait(2)  # a look at the new process: it is watched too
+        (stub,) = (s for s in stubs_of(server.pid, repository) if s.model == ENSEMBLE)
+        os.kill(stub.pid, signal.SIGKILL)
+        with pytest.raises(DyCokeError, match="model dycoke died"):
+            server.wait(60)
+
+
+def test_a_server_that_fails_is_started_again_a_bounded_number_of_times(tmp_path: Path) -> None:
+    repository = write_small_repository(tmp_path / "models", BLS)
+    said: list[str] = []
+    delays: list[float] = []
+
+    def kill(server: RunningServer) -> None:
+        assert ask_server(server.grpc, "Why?", max_tokens=2).text == "one two"
+        (stub,) = stubs_of(server.pid, repository)
+        os.kill(stub.pid, signal.SIGKILL)
+
+    with pytest.raises(DyCokeError, match=r"died \(signal 9\).*restarted 2 times already"):
+        supervise(
+            lambda: serving(repository, log_file=tmp_path / "log"),
+            restarts=2,
+            on_ready=kill,
+            say=said.append,
+            wait=delays.append,
+        )
+    assert delays == [1, 2]
+    assert "model dycoke_bls died (signal 9)" in said[0]
+    assert "restart 1 of 2 in 1 s" in said[0]
+
+
+def test_a_first_start_that_fails_is_final(tmp_path: Path) -> None:
+    repository = write_small_repository(tmp_path / "models", BLS, initialize="raise ValueError(1)")
+    with pytest.raises(DyCokeError, match="the server did not start"):
+        supervise(
+            lambda: serving(repository, log_file=tmp_path / "log"),
+            restarts=2,
+            on_ready=lambda _: None,
+            say=lambda text: pytest.fail(text),
+        )
+
+
+def test_what_a_full_file_system_says_is_one_line() -> None:
+    bundle = demo_bundle(DyCokeConfig(k=0.5, l=2, p=0.5))
+    ports = [option for name in ("http", "grpc", "metrics") for option in (f"--{name}-port", "0")]
+    # No byte can be written, to any file.
+    limited = ["prlimit", "--fsize=0", str(DYCOKE), "serve", str(bundle), *ports]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert_one_line(done, "cannot be written (File too large)")
 
 
 def test_ports_are_chosen_before_anything_loads() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
+import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +19,9 @@ import pytest
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.runtime.protocol import LLM
-from dycoke_trt.tests.support import demo_bundle
+from dycoke_trt.tests.support import demo_bundle, until
 from dycoke_trt.tests.triton_repo.conftest import SERVER_ENVIRONMENT
-from dycoke_trt.tests.triton_repo.streams import connection, tensor
+from dycoke_trt.tests.triton_repo.streams import connection, metrics, tensor
 from dycoke_trt.triton_repo.health import is_ready
 from dycoke_trt.triton_repo.launcher import RunningServer, serving
 from dycoke_trt.triton_repo.processes import stubs_of
@@ -33,18 +36,21 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_repository(bundle, tmp_path_factory.mktemp("end") / "models", threads=1)
 
 
-def generate(address: str, length: int, begun: Callable[[], Any]) -> tuple[int, str]:
-    """Generates `length` tokens without an end; `begun` is called at the first. Tokens, error."""
+def inputs(length: int) -> list[Any]:
     prompt = np.arange(1, 9, dtype=np.int32)[None]
-    inputs = [
+    return [
         tensor("input_ids", prompt, "INT32"),
         tensor("input_lengths", 8, "INT32"),
         tensor("request_output_len", length, "INT32"),
         tensor("streaming", True, "BOOL"),
     ]
+
+
+def generate(address: str, length: int, begun: Callable[[], Any]) -> tuple[int, str]:
+    """Generates `length` tokens without an end; `begun` is called at the first. Tokens, error."""
     tokens = 0
     with connection(address) as stream:
-        stream.send(LLM, uuid.uuid4().hex, inputs)
+        stream.send(LLM, uuid.uuid4().hex, inputs(length))
         for _, result, error in stream.replies():
             if error is not None:
                 return tokens, error.message() or str(error)
@@ -57,12 +63,17 @@ def generate(address: str, length: int, begun: Callable[[], Any]) -> tuple[int, 
 
 
 def end_while_streaming(
-    repository: Path, lengths: list[int], end: Callable[[RunningServer], None], **options: Any
+    repository: Path,
+    lengths: list[int],
+    end: Callable[[RunningServer], None],
+    before: Callable[[RunningServer], None] = lambda _: None,
+    **options: Any,
 ) -> list[tuple[int, str]]:
     """Ends the server once every stream has its first token; returns what each stream saw."""
     with ThreadPoolExecutor(len(lengths)) as threads:
         started: SimpleQueue[None] = SimpleQueue()
         with serving(repository, environment=SERVER_ENVIRONMENT, **options) as server:
+            before(server)
             streams = [
                 threads.submit(generate, server.grpc, n, lambda: started.put(None)) for n in lengths
             ]
@@ -72,10 +83,58 @@ def end_while_streaming(
         return [stream.result(timeout=60) for stream in streams]
 
 
-def test_a_server_that_is_stopped_lets_streams_end(
-    repository: Path,
-) -> None:
-    short, long = end_while_streaming(repository, [SHORT, LONG], lambda _: None, grace=3)
+class Proxy:
+    """A connection to a server that can fall silent: no byte passes any more, and no end of it."""
+
+    def __init__(self, address: str) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
+        host, port = address.split(":")
+        self._ends: list[socket.socket] = []
+        self._silent, self._wake = socket.socketpair()
+        self._thread = threading.Thread(target=self._forward, args=(host, int(port)))
+        self._thread.start()
+
+    def fall_silent(self) -> None:
+        self._wake.send(b"x")
+        self._thread.join()
+
+    def close(self) -> None:
+        for end in (*self._ends, self._listening, self._silent, self._wake):
+            end.close()
+
+    def _forward(self, host: str, port: int) -> None:
+        self._ends = [self._listening.accept()[0], socket.create_connection((host, port))]
+        while True:
+            ready, _, _ = select.select([*self._ends, self._silent], [], [])
+            if self._silent in ready:
+                return
+            for end in ready:
+                self._ends[1 - self._ends.index(end)].sendall(end.recv(65536))
+
+
+def lose_a_peer(server: RunningServer) -> None:
+    """A client whose machine is gone: what it asked for is given up, before it is complete."""
+    proxy = Proxy(server.grpc)
+    with connection(proxy.address) as stream:
+        stream.send(LLM, uuid.uuid4().hex, inputs(LONG))
+        next(iter(stream.replies()))
+        proxy.fall_silent()
+        until(lambda: metrics(server.metrics)["dycoke_requests_total/cancelled"] == 1)
+        assert metrics(server.metrics)["dycoke_kv_blocks_used"] == 0
+        proxy.close()
+
+
+def test_a_server_that_is_stopped_lets_streams_end(repository: Path) -> None:
+    short, long = end_while_streaming(
+        repository,
+        [SHORT, LONG],
+        lambda _: None,
+        before=lose_a_peer,
+        grace=3,
+        # Of the default only the times are others.
+        extra=["--grpc-keepalive-time=1000", "--grpc-keepalive-timeout=1000"],
+    )
     assert short == (SHORT, "")
     tokens, error = long
     assert 0 < tokens < LONG
