@@ -94,12 +94,14 @@ def abilities(there: set[str]) -> dict[str, tuple[bool, str]]:
 
 
 def _triton() -> list[Finding]:
-    """The server, and which backends it has, which decides what runs engines."""
+    """The server, its version's known holes, and its backends, which decide what runs engines."""
     from ..core.errors import DyCokeError
     from ..engines.doctor import Finding
+    from ..triton_repo.repository import parse_version
     from ..triton_repo.tritonserver import find_tritonserver
     from ..triton_repo.trtllm import CPP_BACKEND, EXECUTOR
     from ..triton_repo.vision_config import PLAN_BACKEND
+    from ..triton_repo.weaknesses import weaknesses_of
 
     try:
         server = find_tritonserver()
@@ -116,4 +118,13 @@ def _triton() -> list[Finding]:
             findings.append(Finding(name, "ok", str(library)))
         else:
             findings.append(Finding(name, "missing", "none", note))
+    findings += [
+        Finding(
+            weakness.cves,
+            "warning",
+            f"{weakness.what}; closed in {weakness.release}",
+            f"shield: {weakness.shield}",
+        )
+        for weakness in weaknesses_of(parse_version(server.version))
+    ]
     return findings

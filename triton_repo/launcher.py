@@ -23,10 +23,10 @@ from subprocess import Popen
 
 from ..bundle.writing import make_temporary_folder, writing
 from ..core.errors import DyCokeError
-from .access import HTTP, access_options, new_key
+from .access import access_options, new_key
 from .health import is_live, is_loaded, is_ready
 from .life import VARIABLE, Life, Phase
-from .ports import choose_ports, is_loopback, shielded
+from .ports import choose_ports, listening
 from .processes import end_group, guarded, spawn, wait_ended
 from .regions import own_regions
 from .repository import parse_version
@@ -34,7 +34,6 @@ from .server_log import LoadEvent, LogReader, explain
 from .tritonserver import Ports, TritonServer, find_tritonserver
 from .trtllm_launch import mpi_command, mpi_environment
 from .watch import Watch
-from .weaknesses import http_is_weak
 
 GRACE = 15.0  # seconds that requests in flight get when the server ends
 HANG_SECONDS = 20.0  # without a sign of life a process counts as hanging
@@ -139,12 +138,8 @@ def serving(
             raise DyCokeError(
                 f"{argument} cannot be passed on: dycoke sets it, by options of its own"
             )
-    # Asking a server for its version takes half a second: only where it matters.
-    exposed = not is_loopback(ports.host)
-    version = parse_version(found.version) if exposed or opened else ()
-    if exposed and HTTP not in opened and http_is_weak(version):
-        ports = shielded(ports)
-    ports = choose_ports(ports)
+    ports = choose_ports(listening(ports, opened, found))
+    version = parse_version(found.version) if opened else ()
     key = new_key()
     folder = make_temporary_folder("dycoke-serve-")
     log = log_file or folder / "tritonserver.log"

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Collection
 from dataclasses import replace
 
 from ..core.errors import DyCokeError
-from .tritonserver import Ports
+from .access import HTTP
+from .repository import parse_version
+from .tritonserver import Ports, TritonServer
+from .weaknesses import http_is_weak
 
 # Below the ports that systems hand out for connections: none is taken between choice and use.
 _FREE_PORTS = range(20_000, 32_768)
@@ -18,8 +22,14 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def shielded(ports: Ports) -> Ports:
-    """The same with HTTP on loopback only."""
+def listening(ports: Ports, opened: Collection[str], server: TritonServer) -> Ports:
+    """`ports`, with HTTP on loopback only where peers could crash that version through it.
+
+    opened: what the operator opens in spite of that (access.py).
+    """
+    # Asking a server for its version takes half a second: only where it matters.
+    if is_loopback(ports.host) or HTTP in opened or not http_is_weak(parse_version(server.version)):
+        return ports
     return replace(ports, http_host=_LOOPBACK)
 
 

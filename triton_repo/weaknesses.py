@@ -32,7 +32,7 @@ class Weakness:
 
 WEAKNESSES = (
     Weakness(
-        (2, 58, 0), "25.05", 5687, "CVE-2025-23323 to 23327",
+        (2, 58, 0), "25.05", 5687, "CVE-2025-23323, 23324, 23325, 23326, 23327",
         "invalid requests end the server", _NOTHING,
     ),
     Weakness(
@@ -45,7 +45,7 @@ WEAKNESSES = (
         "HTTP in small chunks ends the server or runs code in it", _LOOPBACK, http=True,
     ),
     Weakness(
-        (2, 59, 1), "25.07", 5687, "CVE-2025-23318 to 23320, 23333, 23334",
+        (2, 59, 1), "25.07", 5687, "CVE-2025-23318, 23319, 23320, 23333, 23334",
         "the memory of the Python models can be registered, read and written", _SHM,
     ),
     Weakness(
@@ -69,11 +69,11 @@ WEAKNESSES = (
         "a large compressed payload exhausts memory", _LOOPBACK, http=True,
     ),
     Weakness(
-        (2, 66, 0), "26.02", 5816, "CVE-2026-24146, 24173 to 24175",
+        (2, 66, 0), "26.02", 5816, "CVE-2026-24146, 24173, 24174, 24175",
         "malformed requests and headers end the server", _NOTHING,
     ),
     Weakness(
-        (2, 67, 0), "26.03", 5828, "CVE-2026-24206 to 24210",
+        (2, 67, 0), "26.03", 5828, "CVE-2026-24206, 24207, 24208, 24209, 24210",
         "restrictions can be passed by; malformed requests end the server", _NOTHING,
     ),
     Weakness(
