@@ -89,7 +89,7 @@ def serve(
     ] = "",
     grace: Annotated[
         float, typer.Option("--grace", help="Seconds that requests in flight get at the end.")
-    ] = 15.0,
+    ] = 10.0,
     restart: Annotated[
         int, typer.Option("--restart", help="How often a server that failed is started again.")
     ] = 0,
@@ -161,7 +161,7 @@ def serve(
                     opened=categories,
                     grace=grace,
                     # Of the backend in C++ nothing is known here: the server itself waits.
-                    exit_timeout=grace if engines.in_cpp else EXIT_TIMEOUT,
+                    exit_timeout=EXIT_TIMEOUT + (grace if engines.in_cpp else 0),
                     hang_seconds=hang_timeout,
                     disposable=[] if repository else [folder],
                     loading=engines.checked,

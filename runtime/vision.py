@@ -28,8 +28,8 @@ def load_vision(bundle: Path, build: str, threads: int = 0, kind: str = NATIVE) 
     """The vision step beside the LLM that `dycoke build --target build` made.
 
     kind: NATIVE, for the build `cpu` or `cuda`, or TENSORRT for the plan of any other. threads: of
-    a CPU, 0 takes all cores. Raises DyCokeError for a bundle that cannot be loaded or is damaged, an
-    engine that does not fit this machine, and without a GPU for anything but `cpu`.
+    a CPU, 0 takes all cores. Raises DyCokeError for a bundle that cannot be loaded or is damaged,
+    an engine that does not fit this machine, and without a GPU for anything but `cpu`.
     """
     if kind == TENSORRT:
         return _plan(bundle, build)

@@ -35,9 +35,10 @@ from .tritonserver import Ports, TritonServer, find_tritonserver
 from .trtllm_launch import mpi_command, mpi_environment
 from .watch import Watch
 
-GRACE = 15.0  # seconds that requests in flight get when the server ends
+GRACE = 10.0  # seconds that requests in flight get when the server ends
 HANG_SECONDS = 20.0  # without a sign of life a process counts as hanging
-EXIT_TIMEOUT = 5  # seconds that the server itself waits for what is in flight even then
+_ANSWER_SECONDS = 5.0  # for the error that each of them gets after that
+EXIT_TIMEOUT = 10  # seconds that the server gets to unload its models
 _PATIENCE = 5  # seconds after that, before SIGKILL
 _POLL = 0.1  # seconds between looks at a server that loads
 _QUIET = 0.25  # seconds between looks at a server that drains
@@ -224,7 +225,7 @@ def serving(
 def _drain(life: Life, process: Popen[bytes], grace: float) -> None:
     """Lets requests in flight finish, takes no new ones, and after `grace` seconds ends what is
     left with an error of its own. Returns at once where nothing is in flight."""
-    for phase, seconds in ((Phase.DRAINING, grace), (Phase.ENDING, EXIT_TIMEOUT)):
+    for phase, seconds in ((Phase.DRAINING, grace), (Phase.ENDING, _ANSWER_SECONDS)):
         life.phase = phase
         deadline = time.monotonic() + seconds
         idle = 0

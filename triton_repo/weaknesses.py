@@ -106,6 +106,9 @@ def advice(version: tuple[int, ...]) -> str:
     known = weaknesses_of(version)
     if not known:
         return ""
-    cves = "; ".join(weakness.cves for weakness in known)
-    shields = sorted({weakness.shield for weakness in known})
-    return f"known holes, all closed in {known[-1].release}: {cves}. Shields: {'; '.join(shields)}"
+    bare = [weakness.cves for weakness in known if weakness.shield == _NOTHING]
+    covered = [weakness.cves for weakness in known if weakness.shield != _NOTHING]
+    return (
+        f"holes known of this version, all closed in {known[-1].release} (see dycoke doctor): "
+        f"shielded {'; '.join(covered)}; not shielded {'; '.join(bare)}"
+    )
