@@ -23,6 +23,7 @@ from dycoke_trt.triton_repo.access import (
     parse_open,
 )
 from dycoke_trt.triton_repo.ports import listening
+from dycoke_trt.triton_repo.processes import stubs_of
 from dycoke_trt.triton_repo.regions import FOLDER, TRITON_PREFIX
 from dycoke_trt.triton_repo.repository import parse_version
 from dycoke_trt.triton_repo.tritonserver import Ports, TritonServer
@@ -91,7 +92,9 @@ def test_regions_have_names_that_newer_servers_do_not_register(server: Server) -
     (option,) = (a for a in line if a.startswith("--backend-config=python,shm-region-prefix-name"))
     prefix = option.rpartition("=")[2]
     assert prefix.startswith(TRITON_PREFIX)
-    assert len(list(FOLDER.glob(f"{prefix}*"))) == 6  # five models and the lock
+    (repository,) = (a.partition("=")[2] for a in line if a.startswith("--model-repository="))
+    models = stubs_of(server.running.pid, Path(repository))
+    assert len(list(FOLDER.glob(f"{prefix}*"))) == len(models) + 1  # the lock
 
 
 def test_what_an_operator_opens() -> None:
