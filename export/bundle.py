@@ -13,8 +13,7 @@ from .checkpoint import open_checkpoint
 from .dtypes import DTypeName
 from .kernel_images import DIRECTORY as KERNELS
 from .kernel_images import check_kernel_targets, export_kernels
-from .model import TOKENIZER_DIRECTORY, ExportedParts, export_parts
-from .template import render_template
+from .model import ExportedParts, export_parts
 
 DTYPES: dict[str, DTypeName] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -47,10 +46,13 @@ def export_bundle(
     checkpoint = open_checkpoint(model_dir, vision_tower=vision_tower)
     if checkpoint.vision is None:
         raise DyCokeError(f"{model_dir}: a bare Qwen2; a bundle needs LLaVA-OneVision")
+    if not checkpoint.llm.eos_ids:
+        raise DyCokeError(
+            f"{model_dir}: names no eos_token_id; add it to its generation_config.json"
+        )
     config.check_layers(checkpoint.llm.dims.layers)
     with atomic_directory(target, replace=replace) as work:
         parts = export_parts(checkpoint, work, config, DTYPES[dtype], tp)
-        _fast_tokenizer(work / TOKENIZER_DIRECTORY)
         manifest = _manifest(parts, work, max_frames)
         if kernel_targets:
             export_kernels(manifest.llm, work / KERNELS, kernel_targets)
@@ -63,10 +65,6 @@ def _manifest(parts: ExportedParts, work: Path, max_frames: int) -> Manifest:
     llm, vision = parts.llm_dims, parts.vision
     assert vision is not None
     dtype = next(name for name, short in DTYPES.items() if short == parts.dtype)
-    if not parts.eos_ids or parts.pad_id is None:
-        raise DyCokeError(
-            "the checkpoint names no eos_token_id; add it to its generation_config.json"
-        )
     return Manifest.model_validate(
         {
             "exporter": f"dycoke-trt {version('dycoke-trt')}",
@@ -89,20 +87,10 @@ def _manifest(parts: ExportedParts, work: Path, max_frames: int) -> Manifest:
                 "dtype": dtype,
                 "tp": parts.tp,
             },
-            "template": render_template(
-                parts.chat_template, work / TOKENIZER_DIRECTORY / "tokenizer.json"
-            ),
+            "template": parts.template,
             "visual_token_base": parts.visual_token_base,
             "end_ids": list(parts.eos_ids),
             "pad_id": parts.pad_id,
             "parts": describe_parts(work),
         }
     )
-
-
-def _fast_tokenizer(directory: Path) -> None:
-    """Makes sure that tokenizer.json is there: older checkpoints have vocab.json and merges.txt."""
-    if not (directory / "tokenizer.json").is_file():
-        from transformers import AutoTokenizer
-
-        AutoTokenizer.from_pretrained(str(directory)).save_pretrained(str(directory))

@@ -7,17 +7,17 @@ before the first tensor is read: a checkpoint that opens has all tensors, in the
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.errors import DyCokeError
+from .json_file import read_json
 from .model_config import LlmConfig, ModelConfig, SourceKind, VisionConfig, parse_config
 from .names import canonical_name, layer_index, llm_shapes, vision_shapes
+from .refusals import refuse_adapters, refuse_quantised, refuse_tensors
 from .safetensors_file import CHUNK_BYTES, DTYPES, SafetensorsFile
 
 _FLOATS = ("F32", "F16", "BF16")
@@ -92,6 +92,7 @@ def open_checkpoint(directory: Path | str, vision_tower: Path | str | None = Non
     """
     directory = Path(directory)
     config_path = directory / "config.json"
+    refuse_adapters(directory)
     if not config_path.is_file():
         raise DyCokeError(
             f"{directory}: not a checkpoint (no config.json); give the directory that holds "
@@ -100,8 +101,10 @@ def open_checkpoint(directory: Path | str, vision_tower: Path | str | None = Non
     tower_directory = None if vision_tower is None else Path(vision_tower)
     tower_config = None if tower_directory is None else read_json(tower_directory / "config.json")
     generation_path = directory / "generation_config.json"
+    source = read_json(config_path)
+    refuse_quantised(directory, source)
     config = parse_config(
-        read_json(config_path),
+        source,
         read_json(generation_path) if generation_path.is_file() else {},
         tower_config,
         str(config_path),
@@ -126,30 +129,18 @@ def open_checkpoint(directory: Path | str, vision_tower: Path | str | None = Non
     return Checkpoint(directory, config, used, _revision(config_path, files))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; DyCokeError if there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DyCokeError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise DyCokeError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise DyCokeError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
 def _shards(directory: Path) -> list[SafetensorsFile]:
-    """All safetensors files of a checkpoint directory, each complete and as the index says."""
-    index_path = directory / "model.safetensors.index.json"
+    """All safetensors files of a checkpoint directory, each complete and as the index says.
+
+    model.safetensors comes before an index, as in transformers: an index beside it is a stale one.
+    """
+    single, index_path = (directory / f"model.safetensors{end}" for end in ("", ".index.json"))
+    if single.is_file():
+        return [SafetensorsFile(single)]
     if not index_path.is_file():
-        single = directory / "model.safetensors"
-        if single.is_file():
-            return [SafetensorsFile(single)]
-        found = "*.bin weights only" if any(directory.glob("*.bin")) else "no weights"
         raise DyCokeError(
-            f"{directory}: not a safetensors checkpoint ({found}); expected model.safetensors or "
-            "model.safetensors.index.json"
+            f"{directory}: not a safetensors checkpoint ({_instead(directory)}); expected "
+            "model.safetensors or model.safetensors.index.json"
         )
     weight_map = read_json(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -173,9 +164,24 @@ def _shards(directory: Path) -> list[SafetensorsFile]:
     return list(files.values())
 
 
+def _instead(directory: Path) -> str:
+    """What lies where weights are expected."""
+    if any(directory.glob("model-*-of-*.safetensors")):
+        return "shards without their index"
+    if others := sorted(path.name for path in directory.glob("*.safetensors")):
+        return f"only {others[0]}"
+    if (directory / "mm_projector.bin").is_file():
+        return "a projector alone, mm_projector.bin"
+    for pattern in ("*.bin", "*.pth", "*.gguf"):
+        if any(directory.glob(pattern)):
+            return f"{pattern} weights only"
+    return "no weights"
+
+
 def _places(files: list[SafetensorsFile]) -> dict[str, _Place]:
     places: dict[str, _Place] = {}
     for file in files:
+        refuse_tensors(file.path, file.entries)
         for source in file.entries:
             name = canonical_name(source)
             if name is None:
@@ -219,7 +225,7 @@ def _check(directory: Path, config: ModelConfig, places: dict[str, _Place]) -> d
         if name not in expected and not beyond:
             raise DyCokeError(
                 f"{file.path}: tensor {source} is no part of LLaVA-OneVision as config.json "
-                "describes it; adapters have to be merged before the export"
+                "describes it; one of the two is of another model"
             )
     return {name: places[name] for name in expected}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from ..cost.dims import LlmDims
-from .checkpoint import read_json
+from .json_file import read_json
 from .llm_layout import check_tp, rank_shapes
 from .model_config import LlmConfig
 from .safetensors_file import DTYPES, SafetensorsFile

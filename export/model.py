@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle.files import atomic_directory
+from ..bundle.manifest import Template
 from ..core.config import DyCokeConfig
 from ..core.ttm import ttm_count
 from ..cost.dims import LlmDims, VisionDims
+from .chat_template import read_chat_template
 from .checkpoint import Checkpoint
 from .dtypes import DTypeName
 from .llm import export_llm
-from .preprocessing import PixelScale, copy_tokenizer, read_chat_template
+from .preprocessing import PixelScale
+from .template import render_template
+from .tokenizer import copy_tokenizer, open_tokenizer
 from .vision import EXTERNAL_BYTES, VisionExport, export_vision
 
 VISION_FILE = "vision_ttm.onnx"
@@ -28,7 +32,7 @@ class ExportedParts:
     vision, vision_dims, image_size, pixel_scale: None for a bare LLM.
     visual_token_base: first id of a visual token: the padded rows of the embedding.
     eos_ids, pad_id: as the checkpoint gives them; pad_id falls back to the first eos id.
-    chat_template: Jinja text, or None where the checkpoint has none.
+    template: the text around a question; None for a bare LLM, or without tokenizer.
     """
 
     files: tuple[str, ...]
@@ -46,7 +50,7 @@ class ExportedParts:
     eos_ids: tuple[int, ...]
     pad_id: int | None
     max_positions: int
-    chat_template: str | None
+    template: Template | None
 
     def visual_tokens(self, frames: int) -> int:
         """M + 1 for `frames` frames: TTM's survivors and the image_newline."""
@@ -70,17 +74,22 @@ def export_parts(
     """Writes vision_ttm.onnx, llm/ and tokenizer/ into the new or empty `directory`.
 
     A checkpoint without vision tower (kind `qwen2`) gives llm/ and tokenizer/ only. tokenizer=False
-    leaves the tokenizer out. kept_rows, external_bytes: as for `export_vision`.
+    leaves tokenizer and template out; otherwise they are read, and refused, before any weight.
+    kept_rows, external_bytes: as for `export_vision`.
     The directory appears only when everything in it is complete.
     Raises DyCokeError for whatever its parts refuse.
     """
     directory = Path(directory)
     files: list[str] = []
-    vision = None
+    vision, template = None, None
     with atomic_directory(directory) as stage:
         if tokenizer:
             names = copy_tokenizer(checkpoint.directory, stage / TOKENIZER_DIRECTORY)
             files += [f"{TOKENIZER_DIRECTORY}/{name}" for name in names]
+            encoder = open_tokenizer(stage / TOKENIZER_DIRECTORY, checkpoint.llm.dims.vocab)
+            if checkpoint.vision is not None:
+                chat = read_chat_template(checkpoint.directory, checkpoint.kind)
+                template = render_template(chat, encoder)
         if checkpoint.vision is not None:
             vision = export_vision(
                 checkpoint,
@@ -110,5 +119,5 @@ def export_parts(
         eos_ids=llm.eos_ids,
         pad_id=llm.pad_id,
         max_positions=llm.max_positions,
-        chat_template=read_chat_template(checkpoint.directory),
+        template=template,
     )

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from ..core.errors import DyCokeError
 from ..cost.dims import LlmDims, VisionDims
+from .config_reader import ConfigReader
+from .rope import rope_theta
 
 SourceKind = Literal["hf", "lmms", "qwen2"]
 _QWEN2 = {
@@ -21,6 +23,7 @@ _QWEN2 = {
     "intermediate_size": 22_016,
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
+    "num_key_value_heads": 32,
     "max_position_embeddings": 32_768,
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
@@ -44,6 +47,10 @@ _SO400M = {
     "image_size": 384,
     "patch_size": 14,
 }
+
+
+# Keys of Qwen2's kin; as in Qwen2, where only query, key and value have a bias.
+_FIXED = {"attention_bias": True, "qkv_bias": True, "mlp_bias": False, "use_qk_norm": False}
 
 
 @dataclass(frozen=True)
@@ -89,10 +96,9 @@ def parse_config(
     Raises DyCokeError for another architecture and for every feature that is not supported.
     """
     reader = _Reader(where)
-    reader.refuse_if(config, "quantization_config", "export from the unquantised checkpoint")
     kind = config.get("model_type")
     if kind == "llava_onevision":
-        text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+        text, vision = (reader.section(config, f"{name}_config") for name in ("text", "vision"))
         reader.equals(text, "model_type", "qwen2", default="qwen2", section="text_config")
         reader.equals(config, "vision_feature_select_strategy", "full", default="full")
         reader.equals(config, "projector_hidden_act", "gelu", default="gelu")
@@ -106,7 +112,8 @@ def parse_config(
         )
         merged = {**config, **text} if text else dict(config)
         tied = bool(text.get("tie_word_embeddings") or config.get("tie_word_embeddings"))
-        defaults = _SIGLIP if vision else {**_SO400M, "num_hidden_layers": 26}
+        absent = config.get("vision_config") is None
+        defaults = {**_SO400M, "num_hidden_layers": 26} if absent else _SIGLIP
         layer = config.get("vision_feature_layer", -1)
         return ModelConfig(
             "hf",
@@ -133,12 +140,7 @@ def parse_config(
     )
 
 
-class _Reader:
-    """Reads values and turns every refusal into one line that names the file."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
+class _Reader(ConfigReader):
     def llm(
         self,
         text: Mapping[str, Any],
@@ -148,10 +150,14 @@ class _Reader:
     ) -> LlmConfig:
         """text: the Qwen2 part; ids: where token ids are looked up."""
         self.equals(text, "hidden_act", "silu", default="silu")
+        for key, fixed in _FIXED.items():
+            if text.get(key, fixed) not in (None, fixed):
+                raise self.refusal(f"{key}={text[key]!r}", f"{fixed!r}, as in Qwen2")
         heads = self.count(text, "num_attention_heads", _QWEN2)
         hidden = self.count(text, "hidden_size", _QWEN2)
-        # Qwen2Config's default of 32 key-value heads is overruled by every real checkpoint.
-        kv_heads = self.count(text, "num_key_value_heads", {"num_key_value_heads": heads})
+        kv_heads = heads  # for null; Qwen2Config's own default counts only without the key
+        if text.get("num_key_value_heads", 0) is not None:
+            kv_heads = self.count(text, "num_key_value_heads", _QWEN2)
         head_dim = self.count(text, "head_dim", {"head_dim": hidden // heads})
         if heads % kv_heads or head_dim % 2:
             raise self.refusal(
@@ -160,8 +166,12 @@ class _Reader:
             )
         layers = self.count(text, "num_hidden_layers", _QWEN2)
         self.sliding_window(text, layers)
+        vocab = self.count(text, "vocab_size", _QWEN2)
         eos = _first(generation.get("eos_token_id"), ids.get("eos_token_id"))
         eos_ids = tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,)
+        for token in eos_ids:
+            if not _is_id(token, vocab):
+                raise self.refusal(f"eos_token_id={eos!r}", f"token ids from 0 to {vocab - 1}")
         pad = _first(generation.get("pad_token_id"), ids.get("pad_token_id"))
         return LlmConfig(
             dims=LlmDims(
@@ -171,14 +181,15 @@ class _Reader:
                 heads=heads,
                 kv_heads=kv_heads,
                 head_dim=head_dim,
-                vocab=self.count(text, "vocab_size", _QWEN2),
+                vocab=vocab,
                 tied_embeddings=tied,
             ),
             rope_theta=self.rope_theta(text),
             rms_norm_eps=self.number(text, "rms_norm_eps", _QWEN2),
             max_positions=self.count(text, "max_position_embeddings", _QWEN2),
             eos_ids=eos_ids,
-            pad_id=pad if pad is not None else (eos_ids[0] if eos_ids else None),
+            # It fills places that nothing reads; some files say -1.
+            pad_id=pad if _is_id(pad, vocab) else (eos_ids[0] if eos_ids else None),
         )
 
     def vision(
@@ -235,53 +246,26 @@ class _Reader:
             raise self.refusal(f"mm_resampler_type={resampler!r}", "none")
 
     def rope_theta(self, text: Mapping[str, Any]) -> float:
-        """The RoPE base; transformers 5 moved it into rope_parameters."""
-        parameters = text.get("rope_parameters") or {}
-        scaling = text.get("rope_scaling") or {}
-        kinds = {
-            str(source.get("rope_type", source.get("type", "default")))
-            for source in (parameters, scaling)
-            if source
-        }
-        if kinds - {"default"}:
-            raise self.refusal(f"rope type {sorted(kinds)}", "default (no RoPE scaling)")
-        theta = parameters.get("rope_theta", text.get("rope_theta", 10_000.0))
-        return self.number({"rope_theta": theta}, "rope_theta", {})
+        try:
+            return rope_theta(text)
+        except ValueError as error:
+            raise self.refusal(*error.args) from None
 
     def sliding_window(self, text: Mapping[str, Any], layers: int) -> None:
-        sliding = "sliding_attention" in (text.get("layer_types") or [])
-        if text.get("use_sliding_window") and text.get("sliding_window"):
-            sliding = sliding or text.get("max_window_layers", 28) < layers
-        if sliding:
-            raise self.refusal("sliding window attention in use", "full attention in all layers")
+        """As Qwen2Config: a window of 4,096 and 28 layers below it, unless the file says so.
 
-    def count(self, values: Mapping[str, Any], key: str, defaults: Mapping[str, Any]) -> int:
-        value = values.get(key)
-        value = defaults.get(key) if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.refusal(f"{key}={value!r}", "an integer >= 1")
-        return value
+        Full attention needs both ways to say it: releases of transformers differ in which counts.
+        """
+        kinds = set(text.get("layer_types") or []) - {"full_attention"}
+        window = text.get("use_sliding_window") and text.get("sliding_window", 4096) is not None
+        if window and text.get("max_window_layers", 28) < layers:
+            kinds.add("sliding window attention")
+        if kinds:
+            raise self.refusal(f"{sorted(kinds)[0]} in use", "full attention in all layers")
 
-    def number(self, values: Mapping[str, Any], key: str, defaults: Mapping[str, Any]) -> float:
-        value = values.get(key)
-        value = defaults.get(key) if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise self.refusal(f"{key}={value!r}", "a number > 0")
-        return float(value)
 
-    def equals(
-        self, values: Mapping[str, Any], key: str, allowed: Any, *, default: Any, section: str = ""
-    ) -> None:
-        if (found := values.get(key, default)) != allowed:
-            prefix = f"{section}." if section else ""
-            raise self.refusal(f"{prefix}{key}={found!r}", repr(allowed))
-
-    def refuse_if(self, values: Mapping[str, Any], key: str, remedy: str) -> None:
-        if values.get(key):
-            raise DyCokeError(f"{self.where}: {key} is not supported; {remedy}")
-
-    def refusal(self, found: str, allowed: str) -> DyCokeError:
-        return DyCokeError(f"{self.where}: {found} is not supported; allowed: {allowed}")
+def _is_id(value: Any, vocab: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab
 
 
 def _first(*values: Any) -> Any:

@@ -72,7 +72,11 @@ def export_vision(
     tokens = vision.dims.tokens_per_frame
     keep = tokens_kept_per_frame(tokens, config.k) if config.ttm == "paper" else tokens
     n_keep = keep if keep < tokens else None
-    scale = read_pixel_scale(checkpoint.directory, vision.image_size)
+    # LLaVA-NeXT's code has SigLIP's scale built in, whatever files lie there.
+    scale = PixelScale()
+    if checkpoint.kind == "hf":
+        patches = vision.dims.patches
+        scale = read_pixel_scale(checkpoint.directory, vision.image_size, patches)
     torch_dtype, hidden = TORCH_DTYPES[dtype], checkpoint.llm.dims.hidden
     shapes = vision_shapes(vision, hidden).values()
     size = sum(math.prod(shape) for shape in shapes) * torch_dtype.itemsize

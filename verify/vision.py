@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..bundle.manifest import Manifest
+from ..export.preprocessing import read_pixel_scale
 from ..runtime.vision import FILE
 from .check import Check
 from .source import vision_stages
@@ -58,8 +59,9 @@ def check_vision(
             Check("vision graph is valid ONNX (bf16 is not run on a CPU)", True, 0, 0, "errors")
         ]
     frames = sample_frames(manifest.vision.image_size)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in _pixel_scale(model))
-    expected = vision_stages(model, (frames / 255 - mean) / std, manifest.config)
+    scale = read_pixel_scale(Path(str(model.name_or_path)), manifest.vision.image_size)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (scale.mean, scale.std))
+    expected = vision_stages(model, (frames * scale.rescale - mean) / std, manifest.config)
     graph = onnx.load(path)
     names = json.loads({p.key: p.value for p in graph.metadata_props}["layer_outputs"])
     names = [name for name in names if name in expected] + ["visual_embeds"]
@@ -98,11 +100,3 @@ def _compare(name: str, found: Any, expected: Any, bound: float) -> Check:
         outcome = compare(*results)[name]
     difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
     return Check(f"vision {name}", bool(outcome), difference / scale, bound, "of the largest value")
-
-
-def _pixel_scale(model: LlavaOnevisionForConditionalGeneration) -> tuple[list[float], list[float]]:
-    from ..export.preprocessing import read_pixel_scale
-
-    vision: Any = model.config.vision_config
-    scale = read_pixel_scale(Path(str(model.name_or_path)), int(vision.image_size))
-    return list(scale.mean), list(scale.std)

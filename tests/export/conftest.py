@@ -11,6 +11,7 @@ import pytest
 import torch
 from dycoke_trt.export.checkpoint import Checkpoint, open_checkpoint
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 IMAGE, PATCH, SIDE, TOWER_LAYERS = 101, 14, 7, 3  # 3 pixels beyond the last whole patch
 VOCAB, EOS = 103, 7
@@ -62,13 +63,24 @@ def hf_model() -> Any:
 
 @pytest.fixture(scope="session")
 def saved(hf_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint as the installed transformers writes it, with stand-in tokenizer files."""
+    """The checkpoint as the installed transformers writes it, with a tokenizer of few words."""
     directory = tmp_path_factory.mktemp("saved") / "hf"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hf_model.save_pretrained(directory)
-    (directory / "tokenizer.json").write_text("{}")
-    (directory / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    words = Tokenizer(models.WordLevel({"?": 0, "user": 1, "assistant": 2}, "?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.add_special_tokens(["<video>"])
+    words.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text("{}")
+    (directory / "chat_template.jinja").write_text(
+        "user {% for part in messages[0]['content'] %}"
+        "{% if part['type'] == 'video' %}<video>{% else %}: {{ part['text'] }}{% endif %}"
+        "{% endfor %} assistant"
+    )
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    processor = {**half, "size": {"height": IMAGE, "width": IMAGE}}
+    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
     return directory
 
 

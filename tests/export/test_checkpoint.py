@@ -218,6 +218,9 @@ def test_files_that_are_refused(rewrite: Any, tmp_path: Path) -> None:
     index.write_text("{}")
     refused(directory, "no weight_map")
     index.unlink()
+    refused(directory, r"not a safetensors checkpoint \(shards without their index\)")
+    for shard in directory.glob("*.safetensors"):
+        shard.unlink()
     refused(directory, r"not a safetensors checkpoint \(no weights\)")
     (directory / "pytorch_model.bin").touch()
     refused(directory, r"\*.bin weights only")

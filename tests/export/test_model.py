@@ -9,7 +9,7 @@ from dycoke_trt.core.ttm import ttm_count
 from dycoke_trt.export.checkpoint import Checkpoint, open_checkpoint
 from dycoke_trt.export.llm_reader import read_llm
 from dycoke_trt.export.model import export_parts
-from dycoke_trt.export.preprocessing import PixelScale, read_chat_template, read_pixel_scale
+from dycoke_trt.export.preprocessing import PixelScale
 
 CONFIG = DyCokeConfig(l=1)
 
@@ -26,6 +26,7 @@ def test_parts(checkpoint: Checkpoint, tmp_path: Path) -> None:
         "llm/config.json",
         "llm/rank0.safetensors",
         "llm/rank1.safetensors",
+        "tokenizer/chat_template.jinja",
         "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json",
         "vision_ttm.onnx",
@@ -37,7 +38,9 @@ def test_parts(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert parts.visual_tokens(8) == ttm_count(8, 16, 0.7) + 1
     assert (parts.eos_ids, parts.pad_id, parts.image_size) == ((7,), 7, 101)
     assert parts.pixel_scale == PixelScale()
-    assert parts.chat_template == "{{ messages }}"
+    assert parts.template is not None
+    assert (parts.template.prefix, parts.template.middle) == ("user ", ": ")
+    assert parts.template.span_start == 1
 
 
 def test_a_bare_llm_gives_the_llm_alone(rewrite: Any, tmp_path: Path) -> None:
@@ -98,40 +101,3 @@ def test_an_unwritable_place_is_one_line(checkpoint: Checkpoint, tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(DyCokeError, match=r"file/parts: cannot be written \(File exists\)"):
         export_parts(checkpoint, tmp_path / "file" / "parts", CONFIG)
-
-
-@pytest.mark.parametrize(
-    ("files", "template"),
-    [
-        ({}, None),
-        ({"chat_template.jinja": "A", "tokenizer_config.json": '{"chat_template": "B"}'}, "A"),
-        ({"chat_template.json": '{"chat_template": "C"}'}, "C"),
-        (
-            {
-                "tokenizer_config.json": json.dumps(
-                    {"chat_template": [{"name": "default", "template": "D"}]}
-                )
-            },
-            "D",
-        ),
-        ({"processor_config.json": "{}", "tokenizer_config.json": "{}"}, None),
-    ],
-)
-def test_chat_template(tmp_path: Path, files: dict[str, str], template: str | None) -> None:
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert read_chat_template(tmp_path) == template
-
-
-def test_pixel_scale_of_videos_wins(tmp_path: Path) -> None:
-    assert read_pixel_scale(tmp_path, 384) == PixelScale()
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    other = {"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "size": {"height": 384}}
-    processor = {"image_processor": half, "video_processor": other}
-    (tmp_path / "processor_config.json").write_text(json.dumps(processor))
-    assert read_pixel_scale(tmp_path, 384).mean == (0.1, 0.1, 0.1)
-    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(half))
-    assert read_pixel_scale(tmp_path, 384) == PixelScale()
-    (tmp_path / "video_preprocessor_config.json").write_text('{"image_mean": [1], "image_std": 2}')
-    with pytest.raises(DyCokeError, match=r"image_mean=\[1\] is not supported"):
-        read_pixel_scale(tmp_path, 384)

@@ -219,7 +219,7 @@ def test_the_processors_pixel_scale_is_used(
     torch.testing.assert_close(found, want, rtol=0, atol=1e-4)
     values["size"] = {"height": 384, "width": 384}
     (directory / "preprocessor_config.json").write_text(json.dumps(values))
-    with pytest.raises(DyCokeError, match=r"resizes to .*384.*takes 101 x 101"):
+    with pytest.raises(DyCokeError, match=r"size makes frames .*384.*takes 101 x 101"):
         export_vision(open_checkpoint(directory), path, DyCokeConfig.off(), "fp32")
 
 
