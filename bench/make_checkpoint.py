@@ -3,7 +3,9 @@
     python -m dycoke_trt.bench.make_checkpoint OUT --model llava-ov-7b
 
 It is for measuring memory and time of an export where no published weights are at hand. The format
-is Hugging Face's, with the key names of transformers 4. Tensors are drawn and written in pieces of
+is Hugging Face's, with the key names of transformers 4, and complete: the tokenizer is the demo
+model's (ids beyond it have no text), processors and chat template are those of published
+checkpoints, sized for the tower. Tensors are drawn and written in pieces of
 at most 64 MiB, shard by shard, so memory does not grow with the model.
 """
 
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..bundle.files import atomic_directory
+from ..core.errors import DyCokeError
 from ..cost.dims import PRESETS, LlmDims, ModelDims, VisionDims, preset
 from ..demo import MODEL_DIR
 from ..export.dtypes import TORCH_DTYPES, DTypeName
@@ -30,6 +33,23 @@ from ..export.names import llm_shapes, vision_shapes
 from ..export.safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
 
 SHARD_BYTES = 4 << 30
+# What published checkpoints render: role, images, videos, a line, the text, no line after an end.
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' ~ message.role ~ ' ' }}"
+    "{%- for kind in ('image', 'video') -%}"
+    "{%- for part in message.content | selectattr('type', 'equalto', kind) -%}"
+    "{{ '<' ~ kind ~ '>' }}{%- endfor -%}"
+    "{%- endfor -%}"
+    "{%- for part in message.content if part.type == 'text' -%}"
+    "{%- if message.role == 'assistant' -%}"
+    "{% generation %}{{ '\n' ~ part.text }}{% endgeneration %}"
+    "{%- else -%}{{ '\n' ~ part.text }}{%- endif -%}"
+    "{%- endfor -%}{{ '<|im_end|>' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 _PREFIXES = {
     "llm.lm_head.": "language_model.lm_head.",
     "llm.": "language_model.model.",
@@ -49,8 +69,14 @@ def make_checkpoint(
 ) -> int:
     """Writes the new directory `directory`; returns the bytes of all tensors.
 
-    heads: of the vision tower. Raises DyCokeError if `directory` exists with something in it.
+    heads: of the vision tower. Raises DyCokeError if `directory` exists with something in it, and
+    for a vocabulary that the tokenizer does not fit into.
     """
+    if dims.llm.vocab <= max(_special_ids().values()):
+        raise DyCokeError(
+            f"vocab={dims.llm.vocab} is not allowed; allowed: more than "
+            f"{max(_special_ids().values())}, the tokenizer's last id"
+        )
     vision = VisionConfig(dims.vision, heads, _image_size(dims), 1e-6, True)
     llm = LlmConfig(dims.llm, 1e6, 1e-6, 32_768, (), None)
     shapes = {**llm_shapes(llm), **vision_shapes(vision, dims.llm.hidden)}
@@ -76,21 +102,59 @@ def make_checkpoint(
         total = sum(plan.bytes for plan in plans)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (stage / "model.safetensors.index.json").write_text(json.dumps(index))
-        config = json.dumps(_config(dims, vision, dtype), indent=2)
-        (stage / "config.json").write_text(config)
+        _write_json(stage / "config.json", _config(dims, vision, dtype))
+        _write_processors(stage, vision)
     return total
 
 
 def make_servable(directory: Path, llm: LlmDims, *, seed: int = 0) -> None:
-    """The demo model with a random language model of another size, in fp32: what a server costs
-    and how it behaves depends on shapes, while a vision tower of the real size would take minutes
-    per video on a CPU. Tokenizer and processors are the demo's; ids beyond it have no text.
+    """A tower of the demo model's size and a language model of another, in fp32: what a server
+    costs and how it behaves depends on shapes, while a vision tower of the real size would take
+    minutes per video on a CPU.
     """
     vision = VisionDims(layers=4, hidden=96, intermediate=288, patch=8, patches_per_side=12)
     make_checkpoint(directory, ModelDims("servable", llm, vision), "fp32", heads=3, seed=seed)
-    for file in MODEL_DIR.iterdir():
-        if file.name not in ("config.json", "model.safetensors"):
-            shutil.copy(file, directory)
+
+
+def _write_processors(directory: Path, vision: VisionConfig) -> None:
+    """Tokenizer, chat template, and what turns images and videos into pixels."""
+    for name in _TOKENIZER:
+        shutil.copyfile(MODEL_DIR / name, directory / name)
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    ids = _special_ids()
+    end, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
+    _write_json(
+        directory / "generation_config.json",
+        {"bos_token_id": pad, "eos_token_id": [end, pad], "pad_token_id": pad},
+    )
+    processor = {
+        "processor_class": "LlavaOnevisionProcessor",
+        "num_image_tokens": vision.dims.patches,
+        "vision_feature_select_strategy": "full",
+        "image_token": "<image>",
+        "video_token": "<video>",
+    }
+    _write_json(directory / "processor_config.json", processor)
+    for kind, prefix in (("image", ""), ("video", "video_")):
+        pixels = json.loads((MODEL_DIR / f"{prefix}preprocessor_config.json").read_text())
+        pixels["size"] = {"height": vision.image_size, "width": vision.image_size}
+        if kind == "image":
+            pixels["image_grid_pinpoints"] = _pinpoints(vision.image_size)
+        _write_json(directory / f"{prefix}preprocessor_config.json", pixels)
+
+
+def _special_ids() -> dict[str, int]:
+    added = json.loads((MODEL_DIR / "tokenizer.json").read_text())["added_tokens"]
+    return {token["content"]: token["id"] for token in added}
+
+
+def _pinpoints(side: int) -> list[list[int]]:
+    """Grids of up to 6 x 6 images, as in published checkpoints."""
+    return [[side * rows, side * columns] for rows in range(1, 7) for columns in range(1, 7)]
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def _draw(
@@ -135,10 +199,14 @@ def _image_size(dims: ModelDims) -> int:
 
 def _config(dims: ModelDims, vision: VisionConfig, dtype: DTypeName) -> Mapping[str, Any]:
     names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    ids = _special_ids()
     return {
         "architectures": ["LlavaOnevisionForConditionalGeneration"],
         "model_type": "llava_onevision",
         "torch_dtype": names[dtype],
+        "image_token_index": ids["<image>"],
+        "video_token_index": ids["<video>"],
+        "image_grid_pinpoints": _pinpoints(vision.image_size),
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "full",
         "tie_word_embeddings": dims.llm.tied_embeddings,

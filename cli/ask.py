@@ -48,7 +48,7 @@ def ask(
         typer.Option("--frames", help="Sampled from the video, a multiple of 4; default 16."),
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.")] = 256,
-    temperature: Annotated[float, typer.Option("--temperature")] = 1.0,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", help="1 is greedy, 0 takes all tokens.")] = 1,
     top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="For sampling.")] = None,
@@ -118,7 +118,9 @@ def _bundle_and_question(words: list[str], server: str | None) -> tuple[Path | N
 def _refuse_idle(temperature: float, top_k: int, top_p: float, seed: int | None) -> None:
     from ..core.errors import DyCokeError
 
-    if top_k == 1 and (temperature != 1 or top_p != 1 or seed is not None):
+    if temperature == 0 and (top_p != 1 or seed is not None):
+        raise DyCokeError("--top-p and --seed have no effect on greedy answers (--temperature 0)")
+    if top_k == 1 and (temperature not in (0, 1) or top_p != 1 or seed is not None):
         raise DyCokeError(
             "--temperature, --top-p and --seed have no effect on greedy answers; add --top-k 0"
         )

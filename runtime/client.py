@@ -78,12 +78,12 @@ def ask_server(
     values: dict[str, Any] = {
         "text_input": question.encode("utf-8", "surrogatepass"),
         "max_tokens": max_tokens,
-        "top_k": top_k,
+        "top_k": 1 if temperature == 0 else top_k,  # greedy, for every backend
         "stream": True,
         "return_num_input_tokens": True,
         "return_num_output_tokens": True,
     }
-    if top_k != 1:  # greedy answers have no other setting
+    if values["top_k"] != 1:  # greedy answers have no other setting
         values |= {"temperature": temperature, "top_p": top_p}
     if seed is not None:
         values["seed"] = seed

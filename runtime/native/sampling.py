@@ -13,9 +13,9 @@ from ...core.errors import DyCokeError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a request picks tokens. top_k=1 is greedy and ignores the rest.
+    """How a request picks tokens. temperature=0 and top_k=1 are greedy and ignore the rest.
 
-    temperature: > 0. top_k: 0 means all tokens. top_p: 0 < top_p <= 1, applied after top_k.
+    temperature: >= 0. top_k: 0 means all tokens. top_p: 0 < top_p <= 1, applied after top_k.
     seed: None draws a fresh one. Raises DyCokeError naming field, value and allowed range.
     """
 
@@ -28,8 +28,8 @@ class Sampling:
         def refuse(name: str, allowed: str) -> DyCokeError:
             return DyCokeError(f"{name}={getattr(self, name)!r} is not allowed; allowed: {allowed}")
 
-        if not 0 < self.temperature < float("inf"):
-            raise refuse("temperature", "a number > 0; for greedy use top_k=1")
+        if not 0 <= self.temperature < float("inf"):
+            raise refuse("temperature", "a number >= 0; 0 is greedy")
         if self.top_k < 0:
             raise refuse("top_k", "an integer >= 0; 1 is greedy, 0 takes all tokens")
         if not 0 < self.top_p <= 1:
@@ -39,7 +39,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        return self.top_k == 1
+        return self.top_k == 1 or self.temperature == 0
 
     def generator(self) -> torch.Generator:
         """The request's own random numbers: neighbours in a batch do not disturb them."""

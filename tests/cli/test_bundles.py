@@ -73,6 +73,8 @@ def test_ask_streams_text_and_stops() -> None:
     assert cut.stdout.strip() == whole.stdout.split(" Then")[0].strip()
     short = dycoke(*args, "--max-tokens", "3")
     assert len(short.stdout.split()) <= 3
+    for top_k in ("0", "1"):
+        assert dycoke(*args, "--temperature", "0", "--top-k", top_k).stdout == whole.stdout
     seeded = [dycoke(*args, "--top-k", "0", "--temperature", "2", "--seed", s) for s in "112"]
     assert seeded[0].stdout == seeded[1].stdout != seeded[2].stdout
 
@@ -218,7 +220,11 @@ def test_build_refuses(tmp_path: Path) -> None:
         (("Why?", "--video", CLIP, "--frames", "36"), "the nearest is 32"),
         (("Why?", "--video", CLIP, "--max-tokens", "0"), "max_tokens=0"),
         (("Why?", "--video", CLIP, "--max-tokens", "99999"), "positions"),
-        (("Why?", "--video", CLIP, "--temperature", "0"), "temperature=0.0"),
+        (("Why?", "--video", CLIP, "--temperature", "-1"), "temperature=-1.0"),
+        (
+            ("Why?", "--video", CLIP, "--temperature", "0", "--top-p", "0.5"),
+            "no effect on greedy answers (--temperature 0)",
+        ),
         (("Why?", "--video", CLIP, "--top-p", "2"), "top_p=2.0"),
         (("Why?", "--video", CLIP, "--temperature", "0.5"), "no effect on greedy answers"),
         (("Why?", "--video", CLIP, "--seed", "1"), "no effect on greedy answers"),

@@ -52,7 +52,7 @@ def test_freeing_twice_is_a_bug() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("temperature", 0.0), ("temperature", -1.0), ("temperature", float("nan")),
+        ("temperature", -1.0), ("temperature", float("nan")),
         ("temperature", float("inf")), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5),
         ("top_p", float("nan")), ("seed", -1), ("seed", 2**64),
     ],
@@ -71,6 +71,7 @@ def test_sampling_frequencies() -> None:
         return {sample(logits, sampling, generator) for _ in range(400)}
 
     assert sample(logits, Sampling(), generator) == 1
+    assert draw(temperature=0.0) == draw(temperature=0.0, top_k=3, top_p=0.5) == {1}
     assert draw(temperature=5.0) == {0, 1, 2, 3, 4}
     assert draw(top_k=2) == {1, 2}
     assert draw(temperature=0.01) == {1}

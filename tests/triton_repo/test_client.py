@@ -60,7 +60,7 @@ def test_what_is_sent(small: RunningServer, monkeypatch: pytest.MonkeyPatch) -> 
               "return_num_output_tokens"}  # fmt: skip
     always = {f"{name}[1,1]" for name in always}
 
-    assert sent() == always
+    assert sent() == sent(temperature=0, top_k=0) == always
     file = {"video_file_input[1,1]", "num_frames[1,1]"}
     assert sent(video=CLIP, frames=8) == always | file
     monkeypatch.setattr(client_module, "MAX_FILE_BYTES", 10)

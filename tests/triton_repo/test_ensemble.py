@@ -121,6 +121,8 @@ def test_greedy_answers_do_not_depend_on_a_neighbour_that_samples(
     server: Server, describe: Sample, model: str
 ) -> None:
     expected = ask(server.grpc, model, question(describe)).text
+    frozen = question(describe, temperature=0.0, top_k=0, seed=1)
+    assert ask(server.grpc, model, frozen).text == expected
     with ThreadPoolExecutor(4) as threads:
         wild = threads.submit(
             ask, server.grpc, model, question(describe, temperature=5.0, top_k=0, seed=1)

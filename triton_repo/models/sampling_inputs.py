@@ -26,8 +26,6 @@ def read_sampling(request: Any, names: Mapping[str, str]) -> Sampling:
     )
     if top_k is None:
         top_k = 1 if temperature is None and top_p is None else 0
-    if temperature == 0:
-        temperature, top_k = None, 1
     return Sampling(
         1.0 if temperature is None else temperature, top_k, 1.0 if top_p is None else top_p, seed
     )

@@ -288,5 +288,6 @@ def test_what_a_request_becomes() -> None:
     assert torch.equal(given, table.to(torch.bfloat16))
     sampling = made.sampling_config
     assert (sampling.top_k, sampling.top_p, sampling.seed) == (0, 0.9, 2**64 - 1)
-    greedy = sampling_config(bindings, Sampling(temperature=3.0))
-    assert (greedy.top_k, greedy.top_p, greedy.temperature, greedy.seed) == (1, None, None, None)
+    for sampling in (Sampling(temperature=3.0), Sampling(temperature=0.0, top_k=0, seed=1)):
+        made = sampling_config(bindings, sampling)
+        assert (made.top_k, made.top_p, made.temperature, made.seed) == (1, None, None, None)
