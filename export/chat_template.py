@@ -196,9 +196,7 @@ def _special_tokens(directory: Path) -> dict[str, str]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = directory / name
         given = read_json(path) if path.is_file() else {}
-        values |= {
-            f"{key}_token": given[f"{key}_token"] for key in _SPECIAL if f"{key}_token" in given
-        }
+        values |= {key: given[key] for key in _SPECIAL if key in given}
     return {key: token for key, value in values.items() if (token := _content(value))}
 
 

@@ -24,8 +24,9 @@ def render_template(template: ChatTemplate, tokenizer: Tokenizer) -> Template:
     prefix, _, rest = with_video.partition(template.video)
     middle, _, suffix = rest.partition(_QUESTION)
     text_prefix, _, text_suffix = alone.partition(_QUESTION)
-    once = alone.count(_QUESTION) == with_video.count(template.video) == 1
-    if not once or with_video.count(_QUESTION) != 1 or suffix != text_suffix:
+    counts = [with_video.count(template.video), alone.count(_QUESTION)]
+    counts += [with_video.count(_QUESTION), rest.count(_QUESTION)]
+    if counts != [1, 1, 1, 1] or suffix != text_suffix:
         raise DyCokeError(
             f"{template.origin}: renders a video and a question as {with_video!r} and a question "
             f"alone as {alone!r}; supported: one {template.video}, then the question, the same "
@@ -62,8 +63,10 @@ def _refuse_text_template(template: ChatTemplate) -> None:
         reason = f"it writes no {template.video} for a video"
     except DyCokeError as error:
         try:
-            template.render([{"role": "user", "content": _QUESTION}])
+            text = template.render([{"role": "user", "content": _QUESTION}])
         except DyCokeError:
+            text = ""
+        if _QUESTION not in text:
             raise error from None
         reason = "it takes a text where a video and a question are a list"
     raise DyCokeError(
@@ -87,7 +90,7 @@ def _check_pieces(
     if video is None:
         return
     prefix, middle, suffix = pieces
-    for question in (_QUESTION, _AWKWARD):
+    for question in (_QUESTION, _AWKWARD.strip()):
         whole = _ids(tokenizer, _render(template, question, video=True))
         if whole != [
             *_ids(tokenizer, prefix), video, *_ids(tokenizer, middle + question + suffix)
