@@ -1,8 +1,8 @@
 """How a checkpoint's processor files turn a video's frames into pixel values.
 
 As transformers 5 reads them for LlavaOnevisionVideoProcessor: one block of values, from the first
-place that has one; a value that is missing or null is the class's. What the exported graph or the
-runtime's resize would compute differently is refused by name.
+place that has one; a value that is missing is the class's, and null is a flag that is off. What
+the exported graph or the runtime's resize would compute differently is refused by name.
 """
 
 from __future__ import annotations
@@ -97,8 +97,7 @@ class _Processor:
 
     def __init__(self, where: str, block: Mapping[str, Any]) -> None:
         self.where = where
-        self.values = dict(_DEFAULTS)
-        self.values |= {key: value for key, value in block.items() if value is not None}
+        self.values: Mapping[str, Any] = {**_DEFAULTS, **block}
 
     def scale(self, image_size: int) -> PixelScale:
         kind = self.values.get("video_processor_type", "LlavaOnevisionVideoProcessor")
@@ -123,9 +122,9 @@ class _Processor:
 
     def flag(self, key: str) -> bool:
         value = self.values[key]
-        if not isinstance(value, bool):
+        if value is not None and not isinstance(value, bool):
             raise self.refusal(key, "true, false")
-        return value
+        return bool(value)
 
     def square(self, key: str, side: int, *, whole: bool) -> None:
         """Refuses a size other than side x side. whole: a lone number is the side of a square."""

@@ -89,7 +89,7 @@ def test_processors_of_the_source_library_read_it(tmp_path: Path) -> None:
         )
 
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-        images = LlavaOnevisionImageProcessorPil.from_pretrained(tmp_path / "model")
+        images: Any = LlavaOnevisionImageProcessorPil.from_pretrained(tmp_path / "model")
         values, _ = LlavaOnevisionProcessor.get_processor_dict(str(tmp_path / "model"))
     assert tokenizer.convert_tokens_to_ids(["<image>", "<video>"]) == [410, 411]
     assert (images.size.height, images.image_grid_pinpoints[-1]) == (42, [252, 252])

@@ -341,7 +341,7 @@ def transformers_ids(model: Path, text: str, visual_tokens: int, base: int) -> l
     """The processor's: the rendered chat with one video token per visual one, tokenised."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer: Any = AutoTokenizer.from_pretrained(model)
     chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]}]
     prompt = tokenizer.apply_chat_template(
         chat, chat_template=text, tokenize=False, add_generation_prompt=True
