@@ -1,0 +1,84 @@
+"""Test 4: four times as many clients as the server can serve: the line is bounded, and says so."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections import Counter
+from typing import Any
+
+from ....runtime.protocol import BLS
+from .client import ask, connected, message
+from .fuzz import judge
+from .outcome import Outcome
+from .stage import Running, Stage
+
+CRITERION = (
+    "what is not accepted is refused as busy (UNAVAILABLE); accepted p99 time to first token < "
+    "1.5x of saturation; goodput >= 90 % of peak"
+)
+SATURATING = 16  # clients, of a batch of 16
+TOKENS = 24
+_BACKOFF = 0.25  # seconds that a refused client waits
+
+
+def run(stage: Stage, quick: bool) -> Outcome:
+    with stage.server() as server:
+        seconds = 4 if quick else 30
+        asyncio.run(_load(server, SATURATING, 2))  # warm
+        peak = asyncio.run(_load(server, SATURATING, seconds))
+        over = asyncio.run(_load(server, 4 * SATURATING, seconds))
+    figures: dict[str, Any] = {
+        "goodput at saturation, tokens/s": peak["goodput"],
+        "goodput at 4x": over["goodput"],
+        "p99 first token at saturation, s": peak["p99"],
+        "p99 first token at 4x, s": over["p99"],
+        "ratio of p99": round(over["p99"] / peak["p99"], 2),
+        "ratio of goodput": round(over["goodput"] / peak["goodput"], 2),
+        "busy": over["busy"],
+        "other refusals": over["other"],
+    }
+    passed = (
+        figures["ratio of p99"] < 1.5 and figures["ratio of goodput"] >= 0.9 and over["busy"] > 0
+        and not over["other"]
+    )  # fmt: skip
+    return Outcome(passed, figures, over["example"])
+
+
+async def _load(server: Running, clients: int, seconds: float) -> dict[str, Any]:
+    """A closed loop. goodput: tokens per second; p99: of times to first token, in seconds."""
+    firsts: list[float] = []
+    kinds: Counter[str] = Counter()
+    tokens = 0
+    example = ""
+    end = time.monotonic() + seconds
+
+    async def work(number: int) -> None:
+        nonlocal tokens, example
+        async with connected(server.grpc) as channel:
+            while time.monotonic() < end:
+                request = message(
+                    BLS, text_input=b"What happens? %d" % number, max_tokens=TOKENS, stream=True
+                )
+                answer = await ask(channel, request)
+                kind = judge(answer, "")
+                kinds[kind] += 1
+                if kind == "answered":
+                    firsts.append(answer.times[0])
+                    tokens += len(answer.times)
+                    continue
+                if kind != "busy":
+                    example = answer.error[:200]
+                await asyncio.sleep(_BACKOFF)
+
+    begun = time.monotonic()
+    await asyncio.gather(*(work(number) for number in range(clients)))
+    quantiles = statistics.quantiles(firsts, n=100) if len(firsts) > 1 else [float("inf")]
+    return {
+        "goodput": round(tokens / (time.monotonic() - begun), 1),
+        "p99": round(quantiles[-1], 3),
+        "busy": kinds["busy"],
+        "other": kinds.total() - kinds["busy"] - kinds["answered"],
+        "example": example,
+    }
