@@ -123,5 +123,5 @@ def _other_bundle(bundle: Path) -> None:
 def _other_settings(bundle: Path) -> None:
     file = bundle / "bundle.json"
     manifest = json.loads(file.read_text())
-    manifest["config"]["p"] = 0.123
+    manifest["dycoke"]["p"] = 0.123
     file.write_text(json.dumps(manifest))

@@ -19,6 +19,7 @@ from .stage import Stage
 
 CRITERION = "0 crashes; 0 internal errors; each refusal names the input; canaries identical after"
 _EXCEPTION = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|the model failed")
+_DIGITS = re.compile(r"\d+")
 _NUMBERS = (-(2**31), -1, 0, 1, 3, 5, 33, 10_000, 2**31 - 1)
 _REALS = (float("nan"), float("inf"), -1.0, 0.0, 1e-39, 1e-8, 1.0, 1e38)
 _TYPES = ("BYTES", "INT32", "FP32", "BOOL", "UINT64", "UINT8", "INT64", "FP16")
@@ -36,7 +37,8 @@ def run(stage: Stage, quick: bool) -> Outcome:
         kind = judge(answer, name)
         outcomes[kind] += 1
         if kind in ("internal", "unnamed", "lost"):
-            examples.setdefault(kind, f"{name}: {answer.error[:200]}")
+            shape = _DIGITS.sub("#", answer.error)
+            examples.setdefault(f"{kind} {name} {shape}", f"{kind}: {name}: {answer.error[:200]}")
     server.wait(0)
     figures: dict[str, Any] = {
         "requests": len(cases),
@@ -47,7 +49,7 @@ def run(stage: Stage, quick: bool) -> Outcome:
     return Outcome(
         not bad and not figures["canaries changed"],
         figures,
-        "; ".join(f"{kind}: {text}" for kind, text in examples.items()),
+        "; ".join(list(examples.values())[:8]),
     )
 
 

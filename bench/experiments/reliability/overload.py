@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from ....runtime.limits import RequestLimits
 from ....runtime.protocol import BLS
 from .client import ask, connected, message
 from .fuzz import judge
@@ -24,7 +25,8 @@ _BACKOFF = 0.25  # seconds that a refused client waits
 
 
 def run(stage: Stage, quick: bool) -> Outcome:
-    with stage.server() as server:
+    # A line of a quarter batch: what it may add to a time to first token is bounded by it.
+    with stage.server(limits=RequestLimits(max_queue=4)) as server:
         seconds = 4 if quick else 30
         asyncio.run(_load(server, SATURATING, 2))  # warm
         peak = asyncio.run(_load(server, SATURATING, seconds))

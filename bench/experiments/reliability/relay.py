@@ -17,6 +17,7 @@ class Relay:
         self._server = (host, int(port))
         self._frozen = False
         self._upstream: list[asyncio.StreamWriter] = []
+        self._writers: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Relay:
@@ -32,8 +33,10 @@ class Relay:
         self._listener.close()
         for task in self._tasks:
             task.cancel()
-        for writer in self._upstream:
-            writer.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)  # a transport closes in the loop's next round
 
     @property
     def address(self) -> str:
@@ -56,6 +59,7 @@ class Relay:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_reader, up_writer = await asyncio.open_connection(*self._server)
         self._upstream.append(up_writer)
+        self._writers += [writer, up_writer]
         for source, target in ((reader, up_writer), (up_reader, writer)):
             task = asyncio.create_task(self._pass(source, target))
             self._tasks.add(task)

@@ -119,7 +119,7 @@ class Stage:
         """A server of its own. change: is given the model repository before the start; limits: of
         `write_repository`; options: of the launcher."""
         assert self.bundle is not None
-        bounds = {} if limits is None else {"limits": limits}
+        bounds = {} if limits is None else {"requests": limits}
         with TemporaryDirectory(prefix="dycoke-reliability-") as folder:
             repository = write_repository(
                 self.bundle, Path(folder) / "models", threads=1, **bounds

@@ -92,7 +92,7 @@ async def _half_open(server: Running) -> float:
             relay.freeze()
             begun.set()
 
-        task = asyncio.create_task(ask(channel, long_answer(), on_piece=stop))
+        task = asyncio.create_task(ask(channel, long_answer(tokens=3500), on_piece=stop))
         await begun.wait()
         seconds = await asyncio.to_thread(server.until, "dycoke_kv_blocks_used", 0, 60)
         task.cancel()
