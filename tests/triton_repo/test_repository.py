@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from dycoke_trt.bundle.files import open_bundle
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.runtime import protocol as p
+from dycoke_trt.runtime.preparation import Preparation
+from dycoke_trt.runtime.video.limits import VideoLimits
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 from dycoke_trt.triton_repo.model_config import ModelConfig
 from dycoke_trt.triton_repo.repository import parse_version, write_repository
@@ -110,3 +115,29 @@ def test_the_command(tmp_path: Path) -> None:
         dycoke("repo", demo_bundle(CONFIG), "-o", tmp_path / "x", "--triton-version", "new"),
         "'new'",
     )
+
+
+def test_limits_of_videos_reach_preprocessing(tmp_path: Path) -> None:
+    bundle, clip = demo_bundle(CONFIG), Path(__file__).parents[2] / "demo/clips/describe.mp4"
+    options = ["--max-video-bytes", "1000", "--max-video-seconds", "2.5"]
+    done = dycoke("repo", str(bundle), "-o", str(tmp_path / "models"), *options)
+    assert done.returncode == 0, done.stderr
+    lines = config_of(tmp_path / "models", p.PREPROCESSING).splitlines()
+    written = dict(re.findall(r'key: "(\w+)".*string_value: "([^"]*)"', "\n".join(lines)))
+    limits = VideoLimits.from_parameters(written)
+    assert limits == VideoLimits(max_bytes=1000, max_seconds=2.5)
+    prepare = Preparation(bundle, open_bundle(bundle), limits)
+    with pytest.raises(
+        DyCokeError, match=r"^video_file_input: .* allowed: up to 1,000 \(--max-video-bytes raises"
+    ):
+        prepare(b"Why?", file=clip.read_bytes(), num_frames=4)
+    frames = np.zeros((4, 20, 20, 3), np.uint8)
+    with pytest.raises(DyCokeError, match=r"^video_bytes_input: 400 pixels of a frame; allowed"):
+        Preparation(bundle, open_bundle(bundle), VideoLimits(max_pixels=399))(b"?", video=frames)
+
+
+def test_limits_of_ask() -> None:
+    clip = Path(__file__).parents[2] / "demo/clips/describe.mp4"
+    small = ["--max-video-pixels", "100", "--video", str(clip), "Why?"]
+    assert_one_line(dycoke("ask", str(demo_bundle(CONFIG)), *small), "--max-video-pixels raises it")
+    assert_one_line(dycoke("ask", "--server", "localhost:1", *small), "give it to dycoke serve")
