@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, make_sample
 from dycoke_trt.engines.counters import ROWS
 from dycoke_trt.engines.plugin_nodes import COUNTERS
-from dycoke_trt.runtime.protocol import ENSEMBLE, POSTPROCESSING
+from dycoke_trt.runtime.protocol import ENSEMBLE, LLM, POSTPROCESSING
 from dycoke_trt.tests.support import demo_bundle, until
 from dycoke_trt.tests.triton_repo.conftest import CONFIG, SERVER_ENVIRONMENT, Server
-from dycoke_trt.tests.triton_repo.streams import ask, metrics
+from dycoke_trt.tests.triton_repo.streams import ask, metrics, tensor
 from dycoke_trt.tests.triton_repo.test_ensemble import question
 from dycoke_trt.triton_repo.launcher import serving
 from dycoke_trt.triton_repo.repository import write_repository
@@ -58,9 +59,10 @@ def test_metrics_say_what_a_request_did(server: Server) -> None:
 
 def test_refusals_are_counted(server: Server) -> None:
     before = metrics(server.metrics)["dycoke_requests_total/refused"]
-    asked = question(make_sample(HELD_OUT_SEEDS[0]), max_tokens=1_000_000)
-    reply = ask(server.grpc, ENSEMBLE, asked)
-    assert reply.error
+    ids = np.array([[1, 10_000]], np.int32)
+    asked = {"input_ids": ids, "input_lengths": 2, "request_output_len": 1}
+    tensors = [tensor(name, value, "INT32") for name, value in asked.items()]
+    assert "10000" in ask(server.grpc, LLM, tensors).error
     assert metrics(server.metrics)["dycoke_requests_total/refused"] == before + 1
 
 
