@@ -12,6 +12,7 @@ from dycoke_trt.bundle.files import open_bundle
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.runtime import protocol as p
+from dycoke_trt.runtime.limits import RequestLimits
 from dycoke_trt.runtime.preparation import Preparation
 from dycoke_trt.runtime.video.limits import VideoLimits
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
@@ -141,3 +142,19 @@ def test_limits_of_ask() -> None:
     small = ["--max-video-pixels", "100", "--video", str(clip), "Why?"]
     assert_one_line(dycoke("ask", str(demo_bundle(CONFIG)), *small), "--max-video-pixels raises it")
     assert_one_line(dycoke("ask", "--server", "localhost:1", *small), "give it to dycoke serve")
+
+
+def test_lines_and_processes_are_bounded_as_asked(tmp_path: Path) -> None:
+    """A line may fill the batch that was built for (16), and the line of the LLM step."""
+    requests = RequestLimits(max_queue=5, max_wait_seconds=1.5, preprocessors=3)
+    repository = write_repository(demo_bundle(CONFIG), tmp_path / "models", requests=requests)
+    policy = (
+        "dynamic_batching { default_queue_policy { max_queue_size: 21 timeout_action: REJECT "
+        "default_timeout_microseconds: 1500000 } }"
+    )
+    for model in (p.PREPROCESSING, p.VISION):
+        assert policy in config_of(repository, model)
+    for model in (p.LLM, p.POSTPROCESSING, p.BLS):
+        assert "dynamic_batching" not in config_of(repository, model)
+    assert "count: 3 " in config_of(repository, p.PREPROCESSING)
+    assert 'key: "max_queue" value { string_value: "5" }' in config_of(repository, p.BLS)
