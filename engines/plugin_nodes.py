@@ -6,7 +6,7 @@ engines/plugin_fields.py. Whatever changes in any of these changes PLUGIN_ABI.
 
 from __future__ import annotations
 
-PLUGIN_ABI = 1  # of names, inputs, fields and image format; recorded with every engine
+PLUGIN_ABI = 2  # of names, inputs, fields and image format; recorded with every engine
 LIBRARY = "libdycoke_plugins.so"  # as it lies beside an engine
 INIT = "initDycokePlugins"
 NAMESPACE, VERSION = "dycoke", "1"

@@ -1,17 +1,22 @@
 // How the plugins reach a registry: exactly one of three ways, since two would leave a dangling
 // creator behind.
-//   getCreators, setLoggerFinder   for hosts that load plugin libraries (IPluginRegistry::loadLibrary)
+//   getCreators, setLoggerFinder   for hosts that load plugin libraries (IPluginRegistry::loadLibrary);
+//                                  V3 alone
 //   initDycokePlugins              for programs that load this library themselves
-//   DYCOKE_AUTOREGISTER=1 with LD_PRELOAD   for servers that do neither
+//   DYCOKE_AUTOREGISTER=1 with LD_PRELOAD   for servers that do neither (kServers)
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
+#include <errno.h>
+#include <unistd.h>
 
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 
 #include "log.h"
-#include "plugin.h"
+#include "plugin_v2.h"
+#include "plugin_v3.h"
 
 #define DYCOKE_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -30,10 +35,14 @@ __attribute__((used)) char const kMark[] = "dycoke-plugin abi=" DYCOKE_NUMBER(DY
 // getCreators promises that this array stays, and registries keep what is in it: never destroyed.
 IPluginCreatorInterface* const* creators() {
   static IPluginCreatorInterface* const array[] = {
-      new Creator(score_kind()), new Creator(select_kind()), new Creator(rope_kind())};
+      new CreatorV3(score_kind()), new CreatorV3(select_kind()), new CreatorV3(rope_kind()),
+      new CreatorV2(score_kind()), new CreatorV2(select_kind()), new CreatorV2(rope_kind())};
   return array;
 }
-constexpr std::int32_t kCreators = 3;
+constexpr std::int32_t kCreators = 6;
+// getCreators gives the V3 ones alone: with others in the list, deregisterLibrary of TensorRT 10.16
+// ends the process.
+constexpr std::int32_t kLoadable = 3;
 
 std::mutex mutex;
 bool registered = false;
@@ -120,9 +129,28 @@ bool register_all() {
   return true;
 }
 
+// The processes of a server that deserialise engines. LD_PRELOAD reaches all that it starts, mpirun,
+// env and shells too: those must not load a TensorRT each.
+constexpr std::array<char const*, 3> kServers = {"tritonserver", "triton_python_backend_stub",
+                                                 "trtllmExecutorWorker"};
+
+// By the name that it was called by, or by its file's.
+bool is_server() {
+  std::array<char, 4096> path{};
+  ssize_t const length = readlink("/proc/self/exe", path.data(), path.size() - 1);
+  char const* const slash = length > 0 ? std::strrchr(path.data(), '/') : nullptr;
+  char const* const file = slash != nullptr ? slash + 1 : "";
+  for (char const* server : kServers) {
+    if (std::strcmp(program_invocation_short_name, server) == 0 || std::strcmp(file, server) == 0) {
+      return true;
+    }
+  }
+  return false;
+}
+
 __attribute__((constructor)) void preloaded() {
   char const* wanted = std::getenv("DYCOKE_AUTOREGISTER");
-  if (wanted != nullptr && std::strcmp(wanted, "1") == 0) {
+  if (wanted != nullptr && std::strcmp(wanted, "1") == 0 && is_server()) {
     register_all();
   }
 }
@@ -131,7 +159,8 @@ __attribute__((constructor)) void preloaded() {
 
 }  // namespace dycoke
 
-// Registers the three plugins in TensorRT's registry, under the namespace "dycoke". logger: an
+// Registers the three plugins in TensorRT's registry, under the namespace "dycoke", each for both
+// of its plugin interfaces, unless this library did before. logger: an
 // nvinfer1::ILogger of this library's TensorRT major version, or null for stderr.
 DYCOKE_EXPORT bool initDycokePlugins(void* logger) {
   if (!dycoke::same_major(true)) {
@@ -149,7 +178,7 @@ DYCOKE_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t
     count = 0;
     return nullptr;
   }
-  count = dycoke::kCreators;
+  count = dycoke::kLoadable;
   return dycoke::creators();
 }
 

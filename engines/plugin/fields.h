@@ -4,6 +4,7 @@
 #include <NvInferRuntime.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,6 +17,8 @@ class Fields {
   // Copies, since TensorRT's collection lives only as long as the call. Throws Error for a type
   // that no plugin of ours has.
   explicit Fields(nvinfer1::PluginFieldCollection const& collection);
+  // What `write` wrote. Throws Error for anything else.
+  static std::shared_ptr<Fields const> read(std::string_view bytes);
   Fields(Fields const&) = delete;
   Fields& operator=(Fields const&) = delete;
 
@@ -27,6 +30,9 @@ class Fields {
 
   // Valid as long as this object.
   nvinfer1::PluginFieldCollection const* collection() const { return &view_; }
+  // The fields as bytes, for engines that keep a plugin as such: `size` of them.
+  std::size_t size() const;
+  void write(char* bytes) const;
 
  private:
   std::string_view find(char const* name, nvinfer1::PluginFieldType type) const;

@@ -1,4 +1,4 @@
-// What one of the three plugins is, apart from TensorRT's life cycle (plugin.h): its tensors, their
+// What one of the three plugins is, apart from TensorRT's life cycle (adapted.h): its tensors, their
 // shapes, and its step.
 #pragma once
 
@@ -91,6 +91,10 @@ struct NodeKind {
   char const* name;
   std::vector<nvinfer1::PluginField> fields;
   std::unique_ptr<Node> (*make)(std::shared_ptr<Fields const> fields);
+
+  nvinfer1::PluginFieldCollection field_names() const {
+    return {static_cast<std::int32_t>(fields.size()), fields.data()};
+  }
 };
 NodeKind const& score_kind();
 NodeKind const& select_kind();

@@ -101,7 +101,7 @@ def test_a_record_describes_what_was_built(
     (folder / "llm" / "rank0.engine").write_bytes(b"engine")
     record = building.engine_record(folder, manifest, plan, "10.14.1.48", "1.2.1", True)
     write_record(folder, record)
-    here = Installed(sm=90, tensorrt="10.14.1.48", tensorrt_llm="1.2.1", plugin_abi=1)
+    here = Installed(sm=90, tensorrt="10.14.1.48", tensorrt_llm="1.2.1", plugin_abi=building.PLUGIN_ABI)
     assert read_record(folder, manifest, bundle, installed=here, hashes=True) == record
     assert record.options["max_num_tokens"] == plan.max_num_tokens
     assert "videos" not in record.options

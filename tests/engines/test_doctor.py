@@ -13,7 +13,7 @@ from dycoke_trt.engines.doctor import counters_finding, matching_container
 from dycoke_trt.engines.installed import plugin_library
 from dycoke_trt.tests.support import dycoke
 
-LIBRARY = b"\x7fELF and dycoke-plugin abi=1 tensorrt=10; and so on"
+LIBRARY = b"\x7fELF and dycoke-plugin abi=2 tensorrt=10; and so on"
 
 
 def test_doctor_here() -> None:
@@ -70,10 +70,10 @@ def test_plugin_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(DyCokeError, match="is no shared library"):
         plugin_library()
     path.write_bytes(b"\x7fELF and so on")
-    with pytest.raises(DyCokeError, match="has plugin ABI None, this release has 1"):
+    with pytest.raises(DyCokeError, match="has plugin ABI None, this release has 2"):
         plugin_library()
-    path.write_bytes(LIBRARY.replace(b"abi=1", b"abi=2"))
-    with pytest.raises(DyCokeError, match=r"ABI 2, this release has 1; run: dycoke plugin build"):
+    path.write_bytes(LIBRARY.replace(b"abi=2", b"abi=1"))
+    with pytest.raises(DyCokeError, match=r"ABI 1, this release has 2; run: dycoke plugin build"):
         plugin_library()
     path.write_bytes(LIBRARY)
     assert plugin_library() == path

@@ -12,9 +12,11 @@ int main(int count, char** arguments) {
       dlsym(tensorrt, "getPluginRegistry"));
   nvinfer1::IPluginRegistry* registry = find();
   void* library = count > 2 ? registry->loadLibrary(arguments[2]) : nullptr;
-  for (char const* name : {"DycokeScore", "DycokeSelect", "DycokeRope"}) {
-    if (registry->getCreator(name, "1", "dycoke") != nullptr) {
-      std::printf("%s ", name);
+  for (char const* version : {"1", "1-v2"}) {
+    for (char const* name : {"DycokeScore", "DycokeSelect", "DycokeRope"}) {
+      if (registry->getCreator(name, version, "dycoke") != nullptr) {
+        std::printf("%s/%s ", name, version);
+      }
     }
   }
   if (library != nullptr) {

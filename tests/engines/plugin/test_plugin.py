@@ -7,6 +7,7 @@ github.com/NVIDIA/TensorRT, v10.14), and without it these tests are skipped.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -141,7 +142,7 @@ def test_the_library_needs_nothing_of_nvidia(library: Path) -> None:
 @pytest.mark.parametrize("way", ["load", "preload", "both"])
 def test_in_the_real_registry(library: Path, tmp_path: Path, way: str) -> None:
     """TensorRT's lean runtime has the real registry, and loads without a GPU."""
-    host = tmp_path / "registry"
+    host = tmp_path / "tritonserver"  # a preloaded library acts in servers alone
     compile_cpp("registry.cpp", host, kind="-pie")
     assert LEAN is not None
     preload = {"LD_PRELOAD": f"{LEAN} {library}", "DYCOKE_AUTOREGISTER": "1"}
@@ -150,9 +151,43 @@ def test_in_the_real_registry(library: Path, tmp_path: Path, way: str) -> None:
         env=os.environ | (preload if way != "load" else {}),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    names = "DycokeScore DycokeSelect DycokeRope "
-    assert (done.returncode, done.stdout) == (0, names + ("0" if way == "load" else ""))
+    names = ("DycokeScore", "DycokeSelect", "DycokeRope")
+    v3, v2 = ("".join(f"{name}/{version} " for name in names) for version in ("1", "1-v2"))
+    assert (done.returncode, done.stdout) == (0, v3 + ("0" if way == "load" else v2))
     assert ("registered already" in done.stderr) == (way == "both")
+
+
+@needs_headers
+def test_a_preloaded_library_acts_in_servers_alone(library: Path, tmp_path: Path) -> None:
+    """Which processes it makes load TensorRT: `cat` under several names shows its own memory map."""
+    stand_in = tmp_path / "libnvinfer.so.10"
+    subprocess.run(["g++", "-shared", "-x", "c++", "/dev/null", "-o", str(stand_in)], check=True)
+    environment = os.environ | {
+        "LD_PRELOAD": str(library), "LD_LIBRARY_PATH": str(tmp_path), "DYCOKE_AUTOREGISTER": "1"
+    }  # fmt: skip
+    cat = shutil.which("cat")
+    assert cat is not None
+
+    def loads_tensorrt(*command: str | Path, **changes: str) -> bool:
+        done = subprocess.run(
+            [*command, "/proc/self/maps"],
+            env=environment | changes, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert str(library) in done.stdout
+        return "libnvinfer" in done.stdout
+
+    for name in ("tritonserver", "triton_python_backend_stub", "trtllmExecutorWorker"):
+        shutil.copy(cat, tmp_path / name)
+        assert loads_tensorrt(tmp_path / name)
+        assert not loads_tensorrt(tmp_path / name, DYCOKE_AUTOREGISTER="0")
+        # As mpirun starts it: env first, which stays out of it.
+        assert loads_tensorrt("/usr/bin/env", tmp_path / name)
+    (tmp_path / "server").symlink_to(tmp_path / "tritonserver")
+    assert loads_tensorrt(tmp_path / "server")
+    for name in ("mpirun", "tritonserver2", "python3.12", "mytritonserver"):
+        shutil.copy(cat, tmp_path / name)
+        assert not loads_tensorrt(tmp_path / name)
+    assert not loads_tensorrt("/usr/bin/env", cat)
 
 
 def test_missing_headers_are_one_line(tmp_path: Path) -> None:

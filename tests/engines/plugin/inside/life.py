@@ -64,6 +64,7 @@ class World:
     cuda: ctypes.CDLL
     harness: ctypes.CDLL
     library: int
+    interface: str = "v3"  # by which plugins are made
     run: Callable[[Launch], None] | None = None
     launches: list[Launch] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
@@ -85,11 +86,16 @@ class World:
         self.cuda.fake_on_launch(self._callback)
 
     def reset(self, sm: int = 90, memory: int = 1 << 20) -> None:
+        self.use("v3")
         self.cuda.fake_reset(sm, ctypes.c_size_t(memory))
         self.harness.harness_clear()
         self.launches.clear()
         self.errors.clear()
         self.run = None
+
+    def use(self, interface: str) -> None:
+        self.interface = interface
+        self.harness.harness_use(int(interface[1:]))
 
     @property
     def messages(self) -> str:
@@ -102,6 +108,10 @@ class World:
             one.name, one.type = key.encode(), FIELD_TYPES[array.dtype.name]
             one.data, one.length = array.ctypes.data, array.size
         handle = self.harness.harness_create(name.encode(), made, len(fields), phase)
+        return Plugin(self, name, handle) if handle else None
+
+    def deserialized(self, name: str, data: bytes) -> Plugin | None:
+        handle = self.harness.harness_deserialize(name.encode(), data, len(data))
         return Plugin(self, name, handle) if handle else None
 
     def attached(self, name: str, fields: dict[str, Any]) -> Plugin:
@@ -137,10 +147,9 @@ class Plugin:
         return data.raw
 
     def deserialized(self) -> Plugin:
-        data = self.serialize()
-        handle = self.world.harness.harness_deserialize(self.name.encode(), data, len(data))
-        assert handle, self.world.messages
-        return Plugin(self.world, self.name, handle)
+        plugin = self.world.deserialized(self.name, self.serialize())
+        assert plugin is not None, self.world.messages
+        return plugin
 
     def infer(self, *inputs: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         """Empty outputs of the types and shapes that the plugin says."""

@@ -154,8 +154,9 @@ def counted() -> list[int]:
 @pytest.mark.parametrize(
     ("folder", "ranks"), [("one", 1), ("two", 2), ("half_one", 1), ("half_two", 2)]
 )
-@pytest.mark.parametrize("seed", [1, 2])
-def test_steps_equal_core(world: World, folder: str, ranks: int, seed: int) -> None:
+@pytest.mark.parametrize(("interface", "seed"), [("v3", 1), ("v3", 2), ("v2", 1)])
+def test_steps_equal_core(world: World, folder: str, ranks: int, interface: str, seed: int) -> None:
+    world.use(interface)
     dtype = getattr(torch, manifest(folder)["shape"]["dtype"])
     requests = Requests(BLOCK, WIDTH, seed)
     pool = torch.randn(

@@ -1,35 +1,25 @@
-// TensorRT's side of a plugin, the same for all three: life cycle, types, fields, errors.
+// A plugin as IPluginV3, the interface that TensorRT asks for from 10.0 on.
 #pragma once
 
-#include <NvInferRuntime.h>
-
-#include <memory>
-#include <string>
-#include <vector>
-
-#include "fields.h"
-#include "node.h"
+#include "adapted.h"
 
 namespace dycoke {
 
-inline constexpr char const* kVersion = "1";
-inline constexpr char const* kNamespace = "dycoke";
+inline constexpr char const* kVersionV3 = "1";
 
-class Plugin final : public nvinfer1::IPluginV3,
-                     public nvinfer1::IPluginV3OneCore,
-                     public nvinfer1::IPluginV3OneBuild,
-                     public nvinfer1::IPluginV3OneRuntime {
+class PluginV3 final : public nvinfer1::IPluginV3,
+                       public nvinfer1::IPluginV3OneCore,
+                       public nvinfer1::IPluginV3OneBuild,
+                       public nvinfer1::IPluginV3OneRuntime {
  public:
-  // Throws Error for fields that cannot be used.
-  Plugin(NodeKind const& kind, std::shared_ptr<Fields const> fields,
-         nvinfer1::TensorRTPhase phase);
+  explicit PluginV3(Adapted const& adapted) : adapted_(adapted) {}
 
   nvinfer1::IPluginCapability* getCapabilityInterface(
       nvinfer1::PluginCapabilityType type) noexcept override;
   nvinfer1::IPluginV3* clone() noexcept override;
 
-  char const* getPluginName() const noexcept override { return kind_.name; }
-  char const* getPluginVersion() const noexcept override { return kVersion; }
+  char const* getPluginName() const noexcept override { return adapted_.kind().name; }
+  char const* getPluginVersion() const noexcept override { return kVersionV3; }
   char const* getPluginNamespace() const noexcept override { return kNamespace; }
 
   std::int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, std::int32_t inputs,
@@ -45,7 +35,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   bool supportsFormatCombination(std::int32_t position,
                                  nvinfer1::DynamicPluginTensorDesc const* tensors,
                                  std::int32_t inputs, std::int32_t outputs) noexcept override;
-  std::int32_t getNbOutputs() const noexcept override;
+  std::int32_t getNbOutputs() const noexcept override { return adapted_.outputs(); }
   std::size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* in, std::int32_t inputs,
                                nvinfer1::DynamicPluginTensorDesc const* out,
                                std::int32_t outputs) const noexcept override;
@@ -59,38 +49,29 @@ class Plugin final : public nvinfer1::IPluginV3,
   nvinfer1::IPluginV3* attachToContext(
       nvinfer1::IPluginResourceContext* context) noexcept override;
   nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override {
-    return fields_->collection();
+    return adapted_.fields().collection();
   }
 
  private:
-  // Runs a part of the life cycle; an Error becomes a log message and `false`.
-  template <class Part>
-  bool guarded(char const* what, Part&& part) const noexcept;
-  void zero(nvinfer1::PluginTensorDesc const* out, void* const* outputs, cudaStream_t stream) const;
-
-  NodeKind const& kind_;
-  std::shared_ptr<Fields const> fields_;
-  nvinfer1::TensorRTPhase phase_;
-  std::unique_ptr<Node> node_;
-  bool attached_ = false;
+  Adapted adapted_;
 };
 
 // One per plugin; lives as long as the process, since registries keep pointers to it.
-class Creator final : public nvinfer1::IPluginCreatorV3One {
+class CreatorV3 final : public nvinfer1::IPluginCreatorV3One {
  public:
-  explicit Creator(NodeKind const& kind);
+  explicit CreatorV3(NodeKind const& kind) : kind_(kind), names_(kind.field_names()) {}
 
   nvinfer1::IPluginV3* createPlugin(char const* name,
                                     nvinfer1::PluginFieldCollection const* fields,
                                     nvinfer1::TensorRTPhase phase) noexcept override;
   nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override { return &names_; }
   char const* getPluginName() const noexcept override { return kind_.name; }
-  char const* getPluginVersion() const noexcept override { return kVersion; }
+  char const* getPluginVersion() const noexcept override { return kVersionV3; }
   char const* getPluginNamespace() const noexcept override { return kNamespace; }
 
  private:
   NodeKind const& kind_;
-  nvinfer1::PluginFieldCollection names_{};
+  nvinfer1::PluginFieldCollection names_;
 };
 
 }  // namespace dycoke
