@@ -16,7 +16,7 @@ if find_spec("ensurepip") is None:
 endef
 export CHECK_PYTHON
 
-.PHONY: setup test lint types numpy2 pytest kernel-grid gpu gpu-sanitize gpu-session demo clean
+.PHONY: setup test lint types numpy2 pytest kernel-grid gpu gpu-sanitize gpu-session plugin-release demo clean
 
 setup: $(STAMP)
 
@@ -65,6 +65,11 @@ gpu-session:
 gpu-sanitize: setup
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/kernels/device
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu tests/kernels/device
+
+# The plugin library as a release file, with its description; needs TensorRT's headers and the wheel
+# ziglang: make plugin-release TENSORRT_INCLUDE=TENSORRT/include
+plugin-release: setup
+	$(BIN)/dycoke plugin build --release -o build/plugin-release --tensorrt-include $(TENSORRT_INCLUDE)
 
 demo: setup
 	$(BIN)/dycoke demo -o build/demo

@@ -57,6 +57,23 @@ def build(
     max_frames: Annotated[
         int | None, typer.Option("--max-frames", help="With --model: of a video; default 64.")
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            help="Engines: latency, balanced or throughput, which sets --max-batch; balanced.",
+        ),
+    ] = None,
+    plugin_interface: Annotated[
+        str | None,
+        typer.Option(
+            "--plugin-interface", help="Engines: v3 or v2, by which TensorRT runs the plugins; v3."
+        ),
+    ] = None,
+    plugin: Annotated[
+        Path | None,
+        typer.Option("--plugin", help="Engines: the plugin library, if not build/plugin/'s."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a bundle's engines for one target; cpu, cuda: load and try it, and write the record."""
@@ -70,6 +87,11 @@ def build(
         raise DyCokeError("--tp and --max-frames are for --model; a bundle has its own")
     if as_json and not dry_run:
         raise DyCokeError("--json has no effect without --dry-run")
+    given = {"--profile": profile, "--plugin-interface": plugin_interface, "--plugin": plugin}
+    if target in ("cpu", "cuda"):
+        for name, value in given.items():
+            if value is not None:
+                raise DyCokeError(f"{name} {value} has no effect with --target {target}")
     if target == "cpu":
         if kv_fraction is not None:
             raise DyCokeError("--kv-fraction is for GPUs; on a CPU use --kv-tokens")
@@ -86,6 +108,7 @@ def build(
         return
     from ..engines.build_plan import plan_build
     from ..engines.model import model_of_bundle, model_of_preset
+    from ..engines.plugin_interfaces import V3
     from ..engines.targets import find_target
 
     found = find_target(target)
@@ -106,16 +129,20 @@ def build(
         found,
         tokens_per_block=32 if tokens_per_block is None else tokens_per_block,
         max_batch=max_batch,
+        profile=profile,
+        plugin_interface=plugin_interface or V3,
         kv_fraction=0.9 if kv_fraction is None else kv_fraction,
     )
     if dry_run:
+        if plugin is not None:
+            raise DyCokeError(f"--plugin {plugin} has no effect with --dry-run")
         _show(known, found, plan, as_json=as_json)
         return
     if bundle is None:
         raise DyCokeError("--model is for --dry-run; export the checkpoint, then build the bundle")
     from ..engines.build import build_engines
 
-    typer.echo(f"{build_engines(bundle, plan)} written")
+    typer.echo(f"{build_engines(bundle, plan, plugin)} written")
 
 
 def _build_cpu(bundle: Path, options: dict[str, int | None]) -> None:

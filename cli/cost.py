@@ -112,11 +112,15 @@ def floors(
     ] = 64,
     tokens_per_block: Annotated[int, typer.Option("--tokens-per-block")] = 64,
     gpus: Annotated[int, typer.Option("--gpus", help="GPUs that share the model.")] = 1,
+    max_batch: Annotated[
+        int | None,
+        typer.Option("--max-batch", help="That an engine is built for; default: the batch."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Least time per stage on a GPU: without compression, with TTM, with TTM and pruning."""
     from ..cost.dims import preset
-    from ..cost.floors import Workload, compare_floors
+    from ..cost.floors import Workload, compare_floors, compared_configs, prompt_tables
 
     dims = preset(model)
     chosen = device(gpu, bandwidth, tflops)
@@ -124,13 +128,21 @@ def floors(
     # The span starts behind the chat template's 14 tokens, unless there is less text.
     workload = Workload(frames, batch, text, generated, min(14, text), tokens_per_block, gpus)
     settings = compare_floors(dims, chosen, config, workload)
+    slots = batch if max_batch is None else max_batch
+    tables = [
+        prompt_tables(dims, chosen, compared, workload, slots=slots)
+        for compared in compared_configs(config)
+    ]
     if as_json:
         report = {
             "model": model,
             "gpu": asdict(chosen),
             "config": config.to_dict(),
             "workload": asdict(workload),
-            "settings": [_as_dict(setting) for setting in settings],
+            "settings": [
+                {**_as_dict(setting), "prompt_tables": asdict(table)}
+                for setting, table in zip(settings, tables, strict=True)
+            ],
         }
         typer.echo(json.dumps(report, indent=2))
         return
@@ -146,6 +158,8 @@ def floors(
     table.add_row("time to first token", *(f"{s.time_to_first_token * 1e3:.1f}" for s in settings))
     table.add_row("tokens/s", *(f"{batch / s.time_per_token:,.0f}" for s in settings))
     _print(table)
+    cells = (f"{table.seconds * 1e3:.3f}" for table in tables)
+    table.add_row(f"TensorRT-LLM's prompt tables, built for {slots}", *cells)
     budget = settings[1].time_per_token - settings[2].time_per_token
     typer.echo(f"scoring and selection pay off below {budget * 1e6:.0f} us per step")
     typer.echo(f"source: {chosen.source}")

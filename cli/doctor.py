@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,13 +14,32 @@ from .options import AsJson
 if TYPE_CHECKING:
     from ..engines.doctor import Finding
 
+_BINDINGS_TIMEOUT = 300  # seconds; importing TensorRT-LLM alone takes tens of them
 
-def doctor(as_json: AsJson = False) -> None:
+
+def doctor(
+    as_json: AsJson = False,
+    try_plugin: Annotated[
+        Path | None,
+        typer.Option(
+            "--try-plugin", metavar="BUNDLE", help="Run an engine of one plugin, by each interface."
+        ),
+    ] = None,
+    plugin: Annotated[
+        Path | None, typer.Option("--plugin", help="With --try-plugin: the plugin library.")
+    ] = None,
+) -> None:
     """Look at GPU, driver, TensorRT, Triton and plugin; say what works here and what to run."""
+    from ..core.errors import DyCokeError
     from ..engines.doctor import CONTAINERS, examine, matching_container
     from ..engines.installed import installed
 
-    findings = [*examine(), *_triton()]
+    if plugin is not None and try_plugin is None:
+        raise DyCokeError(f"--plugin {plugin} has no effect without --try-plugin")
+    if try_plugin is not None:
+        _try(try_plugin, plugin, as_json=as_json)
+        return
+    findings = [*examine(), _bindings(), *_triton()]
     works = abilities({finding.name for finding in findings if finding.status != "missing"})
     here = installed()
     match = matching_container(here.tensorrt_llm, here.tensorrt)
@@ -57,6 +77,46 @@ def doctor(as_json: AsJson = False) -> None:
     for name, (able, advice) in works.items():
         answer = "[green]yes[/]" if able else "[dim]no[/] "
         console.print(f"{answer} {name}: {escape(advice)}", soft_wrap=True)
+
+
+def _try(bundle: Path, plugin: Path | None, *, as_json: bool) -> None:
+    from ..engines.try_plugin import advice, try_plugin
+
+    trials = try_plugin(bundle, plugin)
+    if as_json:
+        report = {"trials": [asdict(trial) for trial in trials], "next": advice(trials)}
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        for trial in trials:
+            typer.echo(f"{trial.interface}: {'works' if trial.works else trial.reason}")
+        typer.echo(advice(trials))
+    if not any(trial.works for trial in trials):
+        raise typer.Exit(1)
+
+
+def _bindings() -> Finding:
+    """TensorRT-LLM's executor bindings, in a process of their own: they print, and may end it."""
+    import subprocess
+    import sys
+    from importlib.util import find_spec
+
+    from ..engines.doctor import Finding
+
+    name = "executor bindings"
+    if find_spec("tensorrt_llm") is None:
+        return Finding(name, "missing", "none", "TensorRT-LLM is not installed")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "dycoke_trt.runtime.trtllm.check"],
+            capture_output=True, text=True, check=False, timeout=_BINDINGS_TIMEOUT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Finding(name, "missing", "none", f"no answer in {_BINDINGS_TIMEOUT} s")
+    if done.returncode == 0:
+        return Finding(name, "ok", "every configuration that serving makes was made")
+    told = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+    note = f"--llm executor will not work: {told[-1].strip()}"
+    return Finding(name, "warning", f"exit status {done.returncode}", note)
 
 
 def abilities(there: set[str]) -> dict[str, tuple[bool, str]]:

@@ -1,4 +1,4 @@
-"""`dycoke plugin build`: the TensorRT plugin, compiled on the spot."""
+"""`dycoke plugin build`: the TensorRT plugin, compiled on the spot or for a release."""
 
 from __future__ import annotations
 
@@ -30,8 +30,17 @@ def build(
         Path | None,
         typer.Option("--cuda-include", help="Folder with cuda.h.", show_default=False),
     ] = None,
+    release: Annotated[
+        bool,
+        typer.Option("--release", help="For any Linux from glibc 2.17 on, with zig (ziglang)."),
+    ] = False,
 ) -> None:
     """Compile the plugin with g++: needs headers of TensorRT and CUDA, no library, no GPU."""
+    if release:
+        from ..engines.plugin_release import build_release
+
+        typer.echo(build_release(output, tensorrt_include, cuda_include))
+        return
     from ..engines.plugin_build import build_plugin
 
-    typer.echo(build_plugin(output, tensorrt_include, cuda_include))
+    typer.echo(build_plugin(output, tensorrt_include, cuda_include)[0])

@@ -74,6 +74,10 @@ def serve(
             show_default="auto",
         ),
     ] = None,
+    plugin: Annotated[
+        Path | None,
+        typer.Option("--plugin", help="Engines: another plugin library than the one beside them."),
+    ] = None,
     max_video_bytes: MaxVideoBytes = VIDEO.max_bytes,
     max_video_pixels: MaxVideoPixels = VIDEO.max_pixels,
     max_video_frames: MaxVideoFrames = VIDEO.max_frames,
@@ -125,7 +129,7 @@ def serve(
     categories = parse_open(opened)
     ports = choose_ports(Ports(http_port, grpc_port, metrics_port, host))
     found = find_tritonserver(tritonserver)
-    engines = _Engines.of(bundle, target, counters, llm, found)
+    engines = _Engines.of(bundle, target, counters, llm, plugin, found)
     with _terminated_like_interrupted(), _folder(repository) as folder:
         try:
             write_repository(
@@ -191,7 +195,13 @@ class _Engines:
 
     @classmethod
     def of(
-        cls, bundle: Path, target: str, counters: str, llm: str | None, server: TritonServer
+        cls,
+        bundle: Path,
+        target: str,
+        counters: str,
+        llm: str | None,
+        plugin: Path | None,
+        server: TritonServer,
     ) -> _Engines:
         """Raises DyCokeError, in under a second, for engines that do not fit this machine."""
         import shutil
@@ -222,6 +232,8 @@ class _Engines:
                 raise DyCokeError(f"--counters {counters} has no effect with --target {target}")
             if llm is not None:
                 raise DyCokeError(f"--llm {llm} has no effect with --target {target}")
+            if plugin is not None:
+                raise DyCokeError(f"--plugin {plugin} has no effect with --target {target}")
             return cls()
         again = f"run: dycoke build {bundle} --target {target}"
         here = installed()
@@ -233,7 +245,7 @@ class _Engines:
         if advice := shm_advice(manifest, record, chosen, shutil.disk_usage("/dev/shm").total):
             _say(advice)
         return cls(
-            server_environment(folder, record, counters),
+            server_environment(folder, record, counters, plugin),
             server_options(manifest, record),
             manifest.llm.tp,
             chosen,

@@ -86,11 +86,17 @@ def compare_floors(
 ) -> tuple[Floors, Floors, Floors]:
     """Floors without compression, with TTM alone, and with TTM and dynamic pruning."""
     config.check_layers(model.llm.layers)
+    off, merged, both = compared_configs(config)
     return (
-        floors(model, gpu, DyCokeConfig.off(), workload, "full"),
-        floors(model, gpu, config.with_changes(p=0.0), workload, "TTM"),
-        floors(model, gpu, config, workload, "TTM + DP"),
+        floors(model, gpu, off, workload, "full"),
+        floors(model, gpu, merged, workload, "TTM"),
+        floors(model, gpu, both, workload, "TTM + DP"),
     )
+
+
+def compared_configs(config: DyCokeConfig) -> tuple[DyCokeConfig, DyCokeConfig, DyCokeConfig]:
+    """The configurations of compare_floors."""
+    return DyCokeConfig.off(), config.with_changes(p=0.0), config
 
 
 def floors(
@@ -146,6 +152,31 @@ def floors(
         batch * true_decode_flops(llm, context, pruned_context, full_layers),
     )
     return Floors(setting, visual, attended, context * kv_token, (vision, ttm, prefill, decode))
+
+
+def prompt_table_traffic(table: int, *, slots: int, live: int) -> int:
+    """Bytes that a step of TensorRT-LLM moves for prompt tables of `table` bytes each.
+
+    Every step, decode steps too, clears the buffer of all `slots` (the engine's largest batch) and
+    copies the table of each of the `live` sequences into it: PromptTuningBuffers::fill, which
+    RuntimeBuffers calls unconditionally (NVIDIA/TensorRT-LLM cpp/tensorrt_llm/batch_manager/
+    promptTuningBuffers.cpp at 2868d79, runtimeBuffers.cpp at 092a5a1).
+    """
+    return (slots + 2 * live) * table
+
+
+def prompt_tables(
+    model: ModelDims, gpu: Gpu, config: DyCokeConfig, workload: Workload, *, slots: int
+) -> Floor:
+    """What those tables add to each step of a TensorRT-LLM engine; every GPU has all of them."""
+    if slots < workload.batch:
+        raise DyCokeError(
+            f"max_batch={slots} is not allowed; allowed: at least batch={workload.batch}"
+        )
+    merged = ttm_count(workload.frames, model.vision.tokens_per_frame, config.k, config.ttm)
+    table = (merged + 1) * model.llm.hidden * ELEMENT_BYTES
+    moved = prompt_table_traffic(table, slots=slots, live=workload.batch)
+    return Floor("prompt tables", moved, 0.0, moved / gpu.bandwidth, "bandwidth")
 
 
 def attended_visual_tokens(visual: int, config: DyCokeConfig, workload: Workload) -> int:

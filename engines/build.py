@@ -29,8 +29,10 @@ LLM_DIRECTORY = "llm"
 LOG = "trtllm-build.log"
 
 
-def build_engines(bundle: Path, plan: BuildPlan) -> Path:
+def build_engines(bundle: Path, plan: BuildPlan, plugin: Path | None = None) -> Path:
     """Builds on this machine's GPU; returns the record's path.
+
+    plugin: the library, by default the one that `dycoke plugin build` made.
 
     Raises DyCokeError for what is missing or cannot be, before anything is built: TensorRT,
     TensorRT-LLM, the plugin library, a GPU of the target's architecture, kernel images, a dtype
@@ -39,7 +41,9 @@ def build_engines(bundle: Path, plan: BuildPlan) -> Path:
     manifest = open_bundle(bundle)
     tensorrt, tensorrt_llm = require_tensorrt(llm=True)
     check_buildable(bundle, manifest, plan)
-    library = plugin_library() if manifest.config.p > 0 else None
+    if plugin is not None and manifest.config.p == 0:
+        raise DyCokeError(f"--plugin {plugin} has no effect: no plugins with --p 0")
+    library = plugin_library(plugin) if manifest.config.p > 0 else None
     engines = bundle / "engines"
     engines.mkdir(parents=True, exist_ok=True)
     target = engines / plan.target

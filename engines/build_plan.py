@@ -7,15 +7,23 @@ sized like rank 0, which holds the vision plan too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from ..core.ttm import ttm_count
 from ..cost.dims import LlmDims, VisionDims
+from ..cost.floors import prompt_table_traffic
+from .plugin_interfaces import V3, check_interface
 from .targets import Target
 
-MOST_SEQUENCES = 64  # default of --max-batch where memory allows more
+MOST_SEQUENCES = 64  # default of --max-batch where memory and profile allow more
+# --profile: what the prompt tables of an engine may cost a sequence that runs alone, as a part of
+# the bytes that its decode step reads anyway (cost/floors.py). A larger batch makes them larger for
+# everyone, in every step: `latency` keeps them out of sight, `balanced` at a twentieth, and
+# `throughput` takes what fits, since a full batch shares one reading of the weights.
+PROFILES = {"latency": 0.01, "balanced": 0.05, "throughput": None}
+TABLE_COPIES = 3  # in the engine's buffer, with each request, in Triton's pool
 TEXT_TOKENS, NEW_TOKENS = 512, 1024  # of one request, beside its video: what engines allow
 VIDEO_TEXT, VIDEO_ANSWER = 64, 256  # of one request, when videos that fit are counted
 RESERVE = 2 * 2**30  # CUDA context, cuBLAS, NCCL, sampling, Triton's own pools
@@ -70,12 +78,15 @@ class BuildPlan:
     max_seq_len: int
     max_num_tokens: int
     max_table_rows: int  # rows of the prompt embedding table of a full batch
+    profile: str | None  # that max_batch is of; None: it was given
+    plugin_interface: str  # v3 or v2
     kv_fraction: float
     weights_total: int  # of the LLM, each weight once
     weights_per_rank: int  # embedding table whole on every rank, as the checkpoint has it
     weights_per_rank_split: int  # if the table were split over the ranks (it is not)
     vision_weights: int
-    activations: int  # estimated: LLM and vision step, logits, prompt embedding table
+    tables: int  # prompt embedding tables of a full batch, TABLE_COPIES of each
+    activations: int  # estimated: LLM and vision step, logits
     reserve: int  # estimated
     kv_bytes_per_token: int
     kv_blocks: int
@@ -115,10 +126,13 @@ def plan_build(
     *,
     tokens_per_block: int = 32,
     max_batch: int | None = None,
+    profile: str | None = None,
+    plugin_interface: str = V3,
     kv_fraction: float = 0.9,
     blocks: tuple[int, ...] = BLOCKS,
 ) -> BuildPlan:
-    """The plan; max_batch: by default as many sequences as have room for a longest video each.
+    """The plan; max_batch: by default as many sequences as have room for a longest video each, and
+    as the profile allows (PROFILES; default balanced).
 
     kv_fraction: of what weights, activations and reserve leave. blocks: allowed sizes. Raises
     DyCokeError for options out of range, and for a model or a batch that does not fit, with both
@@ -133,13 +147,20 @@ def plan_build(
         raise DyCokeError(f"--kv-fraction {kv_fraction} is not allowed; allowed: 0 < fraction < 1")
     if max_batch is not None and max_batch < 1:
         raise DyCokeError(f"--max-batch {max_batch} is not allowed; allowed: an integer >= 1")
-    batches = range(MOST_SEQUENCES, 0, -1) if max_batch is None else [max_batch]
+    if max_batch is not None and profile is not None:
+        raise DyCokeError(f"--profile {profile} sets what --max-batch {max_batch} does; give one")
+    chosen = (profile or "balanced") if max_batch is None else None
+    most = max_batch if max_batch is not None else _most_sequences(model, chosen or "")
+    check_interface(plugin_interface)
+    batches = range(most, 0, -1) if max_batch is None else [most]
     for batch in batches:
         plan = _plan(model, target, tokens_per_block, batch, kv_fraction)
+        plan = replace(plan, profile=chosen, plugin_interface=plugin_interface)
         room = plan.kv_blocks * tokens_per_block // plan.max_seq_len
         if room >= batch or (max_batch is not None and room >= 1):
             return plan
     needed = plan.weights_per_rank + plan.vision_weights + plan.activations + plan.reserve
+    needed += plan.tables
     needed += plan.max_seq_len * plan.kv_bytes_per_token
     raise DyCokeError(
         f"{model.name} does not fit on {target.name}: one sequence needs {needed / 1e9:.1f} GB per "
@@ -156,8 +177,9 @@ def _plan(model: Model, target: Target, block: int, batch: int, fraction: float)
     packed = min(CONTEXT_TOKENS, -(-longest_input // block) * block)
     weights = rank_weights(llm, tp) * element
     kv_token = llm.layers * 2 * max(1, llm.kv_heads // tp) * llm.head_dim * element
-    activations = _activations(model, packed, batch, visual)
-    left = target.memory - weights - model.vision_weights - activations - RESERVE
+    activations = _activations(model, packed, batch)
+    tables = TABLE_COPIES * batch * _table_bytes(model)
+    left = target.memory - weights - model.vision_weights - activations - tables - RESERVE
     pruned = model.config.p > 0
     state = state_bytes_per_block(block) if pruned else 0
     # As the plugin sizes its state: no pool can outgrow the GPU, whatever a server is told, so that
@@ -167,27 +189,50 @@ def _plan(model: Model, target: Target, block: int, batch: int, fraction: float)
     return BuildPlan(
         model=model.name, target=target.name, sm=target.sm, memory=int(target.memory), tp=tp,
         tokens_per_block=block, max_batch=batch, max_input_len=longest_input, max_seq_len=longest,
-        max_num_tokens=max(packed, batch), max_table_rows=batch * visual, kv_fraction=fraction,
+        max_num_tokens=max(packed, batch), max_table_rows=batch * visual, profile=None,
+        plugin_interface=V3, kv_fraction=fraction,
         weights_total=llm.weights * element, weights_per_rank=weights,
         weights_per_rank_split=rank_weights(llm, tp, split_embedding=True) * element,
-        vision_weights=model.vision_weights, activations=activations, reserve=RESERVE,
+        vision_weights=model.vision_weights, tables=tables, activations=activations,
+        reserve=RESERVE,
         kv_bytes_per_token=kv_token, kv_blocks=blocks, kv_bytes=blocks * block * kv_token,
         state_capacity=capacity, state_bytes=capacity * state,
         videos=_videos(model, blocks, block),
     )  # fmt: skip
 
 
-def _activations(model: Model, packed: int, batch: int, visual: int) -> int:
-    """An estimate: live tensors of one LLM layer and of one vision layer, logits, embeddings."""
+def _table_bytes(model: Model) -> int:
+    """Of the longest video's prompt embedding table; every rank has all of it."""
+    return model.visual_tokens(model.max_frames) * model.llm.hidden * model.element
+
+
+def _most_sequences(model: Model, profile: str) -> int:
+    """The largest batch, at most MOST_SEQUENCES, whose tables a profile allows; at least 1."""
+    if profile not in PROFILES:
+        raise DyCokeError(f"--profile {profile!r} is not allowed; allowed: {', '.join(PROFILES)}")
+    share = PROFILES[profile]
+    if share is None:
+        return MOST_SEQUENCES
+    embedding = model.llm.vocab * model.llm.hidden
+    read = (rank_weights(model.llm, model.tp) - embedding) * model.element  # of it a row per token
+    fits = [
+        batch
+        for batch in range(1, MOST_SEQUENCES + 1)
+        if prompt_table_traffic(_table_bytes(model), slots=batch, live=1) <= share * read
+    ]
+    return max(fits, default=1)
+
+
+def _activations(model: Model, packed: int, batch: int) -> int:
+    """An estimate: live tensors of one LLM layer and of one vision layer, logits."""
     llm, vision = model.llm, VisionDims()
     width = 4 * llm.hidden + (2 * llm.heads * llm.head_dim + 2 * llm.intermediate) // model.tp
     step = packed * width * model.element
     logits = 3 * batch * llm.vocab * 4  # fp32, and what sampling copies
-    table = batch * visual * llm.hidden * model.element
     patches = model.max_frames * 4 * model.tokens_per_frame  # pooling by two in both directions
     tower = patches * (4 * vision.hidden + vision.intermediate) * model.element
     features = model.max_frames * model.tokens_per_frame * llm.hidden * (4 + model.element)
-    return step + logits + table + tower + features
+    return step + logits + tower + features
 
 
 def _videos(model: Model, blocks: int, block: int) -> tuple[Videos, ...]:

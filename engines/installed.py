@@ -10,6 +10,7 @@ from pathlib import Path
 from ..bundle.record import Installed
 from ..core.errors import DyCokeError
 from .plugin_nodes import LIBRARY, PLUGIN_ABI
+from .plugin_release import check_release
 from .this_gpu import visible_gpus
 
 CONTAINER = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
@@ -60,8 +61,9 @@ def require_tensorrt(*, llm: bool) -> tuple[str, str | None]:
 def plugin_library(given: Path | None = None) -> Path:
     """The plugin library: `given`, else DYCOKE_PLUGIN_LIBRARY, else build/plugin/ here.
 
-    Raises DyCokeError for none, for a file that is no shared library, and for one that another
-    release of this toolkit built, or for another TensorRT.
+    Raises DyCokeError for none, for a file that is no shared library or not the one that its
+    release's description is of, and for one that another release of this toolkit built, or for
+    another TensorRT.
     """
     named = given or (Path(v) if (v := os.environ.get(PLUGIN_VARIABLE)) else None)
     path = named or _built_library()
@@ -70,6 +72,7 @@ def plugin_library(given: Path | None = None) -> Path:
     content = path.read_bytes()
     if not content.startswith(b"\x7fELF"):
         raise DyCokeError(f"{path} is no shared library; run: dycoke plugin build")
+    check_release(path)
     mark = _MARK.search(content)
     abi, major = (int(mark[1]), int(mark[2])) if mark else (None, None)
     if abi != PLUGIN_ABI:

@@ -16,7 +16,7 @@ from ..bundle.manifest import Manifest
 from ..core.errors import DyCokeError
 from .build_plan import BuildPlan
 from .installed import PLUGIN_VARIABLE
-from .plugin_nodes import KERNELS
+from .plugin_nodes import INTERFACE, KERNELS
 
 MODEL_CLASS = "DycokeQwen2ForCausalLM"
 _HOOK = f'''"""For trtllm-build --model_cls_file."""
@@ -60,9 +60,10 @@ def build_command(
     return command
 
 
-def build_environment(bundle: Path, library: Path | None) -> dict[str, str]:
+def build_environment(bundle: Path, library: Path | None, interface: str) -> dict[str, str]:
     """This process's environment and what the model class looks up."""
-    found = dict(os.environ) | {KERNELS: str((bundle / "kernels").resolve())}
+    kernels = str((bundle / "kernels").resolve())
+    found = dict(os.environ) | {KERNELS: kernels, INTERFACE: interface}
     return found | ({PLUGIN_VARIABLE: str(library)} if library else {})
 
 
@@ -97,7 +98,7 @@ def build_llm_engine(
     hook = log.parent / "dycoke_model.py"
     hook.write_text(_HOOK)
     command = build_command(bundle / "llm", directory, manifest, plan, cache, hook)
-    environment = build_environment(bundle, library)
+    environment = build_environment(bundle, library, plan.plugin_interface)
     with log.open("wb") as output:
         done = subprocess.run(
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False

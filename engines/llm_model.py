@@ -4,8 +4,8 @@ Imported where TensorRT-LLM is installed, and nowhere else; a build writes a fil
 from here. Weights, names and checkpoint are those of the stock class: the plugins have none.
 
 Followed: tensorrt_llm/models/qwen/model.py (04a2cac), models/modeling_utils.py (01ea6d7),
-builder.py (008b2b8), commands/build.py (65f1d15), plugin/plugin.py (c20322f): release 1.2 era, to
-be read again on 1.2.1. Tests run this class in 0.17's files (docs/tensorrt.md).
+builder.py (008b2b8, before 1.2), commands/build.py (65f1d15), plugin/plugin.py (c20322f), to be
+read again on 1.2.1. Tests run this class in 0.17's files (docs/tensorrt.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .installed import plugin_library
 from .llm_nodes import PluginNodes, load_plugins
-from .plugin_nodes import KERNELS
+from .plugin_interfaces import V3, check_interface
+from .plugin_nodes import INTERFACE, KERNELS
 from .pruned_attention import PrunedAttention
 from .refusals import refuse
 
@@ -66,6 +67,7 @@ class DycokeQwen2ForCausalLM(QWenForCausalLM):  # type: ignore[misc]
             tokens_per_block=int(default_net().plugin_config.tokens_per_block),
             max_seq_len=self._max_seq_len,
             tp_group=list(mapping.tp_group) if mapping.tp_size > 1 else None,
+            interface=check_interface(os.environ.get(INTERFACE, V3)),
         )
         stock = attention.gpt_attention
         pruned = PrunedAttention(

@@ -1,7 +1,7 @@
 """Adds the plugins to a TensorRT-LLM network. Runs where TensorRT-LLM is installed.
 
-As models/eagle/model.py adds its V3 plugins: registry.get_creator, create_plugin with
-TensorRTPhase.BUILD, default_trtnet().add_plugin_v3, _create_tensor for each output.
+As models/eagle/model.py does: the plugin added to default_trtnet(), then _create_tensor for each
+output of its layer.
 """
 
 from __future__ import annotations
@@ -19,17 +19,8 @@ from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from ..core.reselection import blocks_kept
 from .plugin_fields import rope_fields, score_fields, select_fields
-from .plugin_nodes import (
-    INIT,
-    NAMESPACE,
-    ROPE,
-    ROPE_INPUTS,
-    SCORE,
-    SCORE_INPUTS,
-    SELECT,
-    SELECT_INPUTS,
-    VERSION,
-)
+from .plugin_interfaces import add_plugin, create_plugin
+from .plugin_nodes import INIT, ROPE, ROPE_INPUTS, SCORE, SCORE_INPUTS, SELECT, SELECT_INPUTS
 from .pruned_attention import Call
 
 # Tables may be wider than the longest sequence needs; an entry per possible count of blocks.
@@ -62,7 +53,7 @@ class PluginNodes:
     """The plugins of one network (see pruned_attention.Nodes).
 
     input_ids: the network's input, whose ids from visual_base on are visual tokens. tp_group: ranks
-    that share the heads, None for one.
+    that share the heads, None for one. interface: of the plugins (plugin_interfaces.py).
     """
 
     def __init__(
@@ -76,6 +67,7 @@ class PluginNodes:
         tokens_per_block: int,
         max_seq_len: int,
         tp_group: list[int] | None,
+        interface: str,
     ) -> None:
         from tensorrt_llm.functional import constant
 
@@ -85,6 +77,7 @@ class PluginNodes:
         )
         self._rope = rope_fields(kernels)
         self._tp_group = tp_group
+        self._interface = interface
         self._extra = {
             "input_ids": input_ids,
             "keep_table": constant(keep_table(config.p, max_seq_len, tokens_per_block)),
@@ -105,28 +98,14 @@ class PluginNodes:
         known = {**call, **self._extra, "cos_sin": call["rotary_cos_sin"]}
         return [known[name] for name in names]
 
-    @staticmethod
-    def _add(name: str, fields: Mapping[str, Any], inputs: list[Any]) -> list[Any]:
+    def _add(self, name: str, fields: Mapping[str, Any], inputs: list[Any]) -> list[Any]:
         import tensorrt as trt
         from tensorrt_llm._common import default_trtnet
         from tensorrt_llm.functional import _create_tensor
 
-        creator = trt.get_plugin_registry().get_creator(name, VERSION, NAMESPACE)
-        if creator is None:
-            raise DyCokeError(f"plugin {name} is not registered; run: dycoke plugin build")
-        types = {
-            np.dtype(np.int32): trt.PluginFieldType.INT32,
-            np.dtype(np.int64): trt.PluginFieldType.INT64,
-            np.dtype(np.float32): trt.PluginFieldType.FLOAT32,
-            np.dtype(np.uint8): trt.PluginFieldType.UNKNOWN,
-        }
-        collection = trt.PluginFieldCollection(
-            [trt.PluginField(key, value, types[value.dtype]) for key, value in fields.items()]
-        )
-        plugin = creator.create_plugin(name, collection, trt.TensorRTPhase.BUILD)
-        if plugin is None:
-            raise DyCokeError(f"plugin {name} refused its fields; its message stands above")
-        layer = default_trtnet().add_plugin_v3([t.trt_tensor for t in inputs], [], plugin)
+        plugin = create_plugin(trt, self._interface, name, fields)
+        tensors = [tensor.trt_tensor for tensor in inputs]
+        layer = add_plugin(default_trtnet(), self._interface, tensors, plugin)
         return [_create_tensor(layer.get_output(i), layer) for i in range(layer.num_outputs)]
 
 

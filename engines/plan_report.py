@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ..cost.floors import Workload, floors
-from .build_plan import BuildPlan, Model
+from ..cost.floors import Workload, floors, prompt_tables
+from .build_plan import TABLE_COPIES, BuildPlan, Model
 from .model import dims_of
 from .targets import Target
 
@@ -29,6 +29,7 @@ def plan_rows(plan: BuildPlan) -> list[tuple[str, str]]:
         *rows,
         ("vision plan", gb(plan.vision_weights)),
         ("activations (estimate)", gb(plan.activations)),
+        ("prompt tables", f"{gb(plan.tables)}: {TABLE_COPIES} of {plan.max_batch} sequences"),
         ("reserve (estimate)", gb(plan.reserve)),
         ("KV per token and GPU", f"{plan.kv_bytes_per_token:,} B"),
         (
@@ -41,9 +42,10 @@ def plan_rows(plan: BuildPlan) -> list[tuple[str, str]]:
             if plan.state_capacity
             else "none: p = 0",
         ),
+        ("plugin interface", plan.plugin_interface if plan.state_capacity else "none: p = 0"),
         (
             "limits",
-            f"batch {plan.max_batch}, input {plan.max_input_len:,}, "
+            f"batch {plan.max_batch} ({plan.profile or 'given'}), input {plan.max_input_len:,}, "
             f"sequence {plan.max_seq_len:,}, {plan.max_num_tokens:,} tokens per step",
         ),
     ]
@@ -64,7 +66,10 @@ def floor_rows(model: Model, target: Target, plan: BuildPlan) -> list[tuple[str,
             gpus=plan.tp,
         )
         stages = floors(dims, target.gpu, model.config, workload).stages
-        found += [(stage.stage, batch, 1e3 * stage.seconds, stage.bound) for stage in stages]
+        tables = prompt_tables(dims, target.gpu, model.config, workload, slots=plan.max_batch)
+        found += [
+            (stage.stage, batch, 1e3 * stage.seconds, stage.bound) for stage in (*stages, tables)
+        ]
     return found
 
 

@@ -30,26 +30,28 @@ def build_plugin(
     cuda_include: Path | None = None,
     *,
     flags: tuple[str, ...] = ("-O2",),
-) -> Path:
-    """Writes libdycoke_plugin_trt<major>.so into `directory` and returns its path.
+    compiler: tuple[str, ...] = (),
+) -> tuple[Path, Path]:
+    """Writes libdycoke_plugin_trt<major>.so into `directory`; returns it and TensorRT's headers.
 
     The name holds the major version of TensorRT that it is for: one library serves one of them.
     Without `tensorrt_include` the usual places are tried; without `cuda_include` the triton wheel
-    and a toolkit. Raises DyCokeError in one line for a missing compiler, missing headers, or what
+    and a toolkit. compiler: a command that takes g++'s options, by default CXX or g++. Raises
+    DyCokeError in one line for a missing compiler, missing headers, or what
     the compiler says first.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise DyCokeError(f"the compiler {compiler} is not installed; install g++ or set CXX")
+    compiler = compiler or (os.environ.get("CXX", "g++"),)
+    if shutil.which(compiler[0]) is None:
+        raise DyCokeError(f"the compiler {compiler[0]} is not installed; install g++ or set CXX")
     tensorrt = _tensorrt_headers(tensorrt_include)
     cuda = _cuda_headers(cuda_include)
-    major = tensorrt_major(tensorrt)
+    major = tensorrt_version(tensorrt)[0]
     directory.mkdir(parents=True, exist_ok=True)
     library = directory / f"libdycoke_plugin_trt{major}.so"
     with tempfile.TemporaryDirectory(dir=directory) as work:
         draft = Path(work) / library.name
         command = [
-            compiler, "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread",
+            *compiler, "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread",
             f"-DDYCOKE_PLUGIN_ABI={PLUGIN_ABI}", *WARNINGS, *flags,
             "-isystem", str(tensorrt), "-isystem", str(cuda),
             *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(draft),
@@ -62,23 +64,26 @@ def build_plugin(
         if done.returncode != 0:
             lines = done.stderr.splitlines()
             first = next((line for line in lines if "error" in line), "no message")
-            raise DyCokeError(f"{compiler} cannot build the plugin: {first}")
+            raise DyCokeError(f"{' '.join(compiler)} cannot build the plugin: {first}")
         draft.replace(library)
-    return library
+    return library, tensorrt
 
 
-def tensorrt_major(include: Path) -> int:
-    """The major version that headers are of; from 10.11 on it stands under another name."""
+def tensorrt_version(include: Path) -> tuple[int, int, int]:
+    """Of headers: (10, 14, 1); from 10.11 on the numbers stand under other names."""
     text = (include / "NvInferVersion.h").read_text()
-    for name in ("TRT_MAJOR_ENTERPRISE", "NV_TENSORRT_MAJOR"):
-        found = re.search(rf"#define {name} (\d+)", text)
-        if found:
-            major = int(found[1])
+    for name in ("TRT_{}_ENTERPRISE", "NV_TENSORRT_{}"):
+        numbers = [
+            re.search(rf"#define {name.format(part)} (\d+)", text)
+            for part in ("MAJOR", "MINOR", "PATCH")
+        ]
+        major, minor, patch = (int(number[1]) if number else 0 for number in numbers)
+        if major:
             if major < 10:
                 raise DyCokeError(
                     f"{include} holds TensorRT {major}; the plugin needs 10 or later (10.14)"
                 )
-            return major
+            return major, minor, patch
     raise DyCokeError(f"{include / 'NvInferVersion.h'} names no version of TensorRT")
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 PLUGIN_ABI = 2  # of names, inputs, fields and image format; recorded with every engine
 LIBRARY = "libdycoke_plugins.so"  # as it lies beside an engine
 INIT = "initDycokePlugins"
-NAMESPACE, VERSION = "dycoke", "1"
+NAMESPACE = "dycoke"
 SCORE, SELECT, ROPE = "DycokeScore", "DycokeSelect", "DycokeRope"
 AUTOREGISTER = "DYCOKE_AUTOREGISTER"  # environment: register when preloaded into a server
 KERNELS = "DYCOKE_KERNELS"  # environment of trtllm-build: the bundle's kernels/
+INTERFACE = "DYCOKE_PLUGIN_INTERFACE"  # environment of trtllm-build: v3 or v2
 COUNTERS = "DYCOKE_COUNTERS_FILE"  # environment: where decisions are counted; %p is the process
 
 _POOL = ("host_kv_cache_pool_pointers", "host_kv_cache_pool_mapping")

@@ -1,8 +1,11 @@
 """The repository's model `tensorrt_llm` on engines.
 
 Tensors and parameters of `tensorrt_llm` are those of Triton's TensorRT-LLM backend
-(triton_backend/all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt at 0c8de69, 1.x); what is
-left out there is optional.
+(triton_backend/all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt at 0c8de69, 1.x). Which of
+them may be left out was read in NVIDIA/TensorRT-LLM triton_backend/inflight_batcher_llm/src:
+model_instance_state.cc at 0c8de69 and c8c6df0 (the same there) and model_state.cc at 5cdd692, whose
+GetParameter throws "Cannot find parameter with name" where there is none. UNGUARDED are read
+outside of any `try`; all others have a default, of which enable_kv_cache_reuse = true must not be.
 """
 
 from __future__ import annotations
@@ -17,6 +20,11 @@ from .model_config import ModelConfig
 # What runs `tensorrt_llm` on engines: TensorRT-LLM's backend in C++, or our model in Python.
 CPP_BACKEND, EXECUTOR = "tensorrtllm", "executor"
 LLM_CHOICES = ("auto", CPP_BACKEND, EXECUTOR)
+# Without one of these the model does not load. Of guided decoding, which is off, the last three may
+# be empty. The model's path is read inside a `try`, and refused when it is not there.
+UNGUARDED = (
+    "gpt_model_type", "tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend"
+)  # fmt: skip
 _WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 _CANCEL_MILLISECONDS = 100  # how often the backend looks for cancelled requests
 _QUEUE_MICROSECONDS = 0  # in-flight batching needs no waiting for company
@@ -29,6 +37,9 @@ def llm_parameters(manifest: Manifest, record: EngineRecord, engines: str) -> di
     """
     parameters = {
         "gpt_model_type": "inflight_fused_batching",
+        "tokenizer_dir": "",
+        "xgrammar_tokenizer_info_path": "",
+        "guided_decoding_backend": "",
         "gpt_model_path": f"{engines}/{LLM_DIRECTORY}",
         "batch_scheduler_policy": "guaranteed_no_evict",
         "enable_kv_cache_reuse": "false",

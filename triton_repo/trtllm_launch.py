@@ -16,7 +16,7 @@ from pathlib import Path
 from ..bundle.manifest import Manifest
 from ..bundle.record import EngineRecord
 from ..core.errors import DyCokeError
-from ..engines.installed import CONTAINER
+from ..engines.installed import CONTAINER, PLUGIN_VARIABLE, plugin_library
 from ..engines.model import ELEMENT_BYTES
 from ..engines.plugin_nodes import AUTOREGISTER, COUNTERS, LIBRARY
 from ..runtime.protocol import LLM
@@ -28,19 +28,26 @@ _LEAST_POOL = 64 * _MIB  # Triton's own default for CUDA memory
 _BASE_SHARED = 256 * _MIB  # regions of the Python models before any request
 
 
-def server_environment(engines: Path, record: EngineRecord, counters: str = "") -> dict[str, str]:
+def server_environment(
+    engines: Path, record: EngineRecord, counters: str = "", plugin: Path | None = None
+) -> dict[str, str]:
     """Additions to the server's environment. counters: file that the plugins count in, or "".
+    plugin: another library than the one that lies beside the engines.
 
-    LD_PRELOAD is what reaches every process that deserialises an engine, workers too.
-    Raises DyCokeError for counters of engines without plugins.
+    LD_PRELOAD is what reaches every process that deserialises an engine, workers too; in others,
+    such as mpirun and env, the library does nothing (plugin/entry.cpp).
+    Raises DyCokeError for counters or a library of engines without plugins, and for a library that
+    is not for this release and this TensorRT.
     """
     if LIBRARY not in record.files:
-        if counters:
-            raise DyCokeError(f"--counters {counters} has no effect: no plugins with --p 0")
+        for name, given in (("--counters", counters), ("--plugin", plugin)):
+            if given:
+                raise DyCokeError(f"{name} {given} has no effect: no plugins with --p 0")
         return {}
-    library = str((engines / LIBRARY).resolve())
+    library = str(plugin_library(plugin) if plugin else (engines / LIBRARY).resolve())
     before = os.environ.get("LD_PRELOAD", "")
     found = {"LD_PRELOAD": f"{library}:{before}".rstrip(":"), AUTOREGISTER: "1"}
+    found[PLUGIN_VARIABLE] = library  # models in Python load the same one
     return found | ({COUNTERS: counters} if counters else {})
 
 

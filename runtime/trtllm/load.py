@@ -10,9 +10,9 @@ from ...bundle.files import open_bundle
 from ...bundle.record import read_record
 from ...core.errors import DyCokeError
 from ...engines.build import LLM_DIRECTORY
-from ...engines.installed import CONTAINER, installed
+from ...engines.installed import CONTAINER, PLUGIN_VARIABLE, installed
 from ...engines.llm_nodes import load_plugins
-from ...engines.plugin_nodes import AUTOREGISTER, LIBRARY
+from ...engines.plugin_nodes import LIBRARY
 from ..limits import RequestLimits
 from .engine import ExecutorEngine
 
@@ -26,9 +26,9 @@ def load_executor(bundle: Path, build: str, limits: RequestLimits | None = None)
     manifest, engines = open_bundle(bundle), bundle / "engines" / build
     record = read_record(engines, manifest, bundle, installed=installed())
     bindings = _bindings()
-    # A server preloads the library, which then registers by itself; twice is refused.
-    if LIBRARY in record.files and os.environ.get(AUTOREGISTER) != "1":
-        load_plugins(engines / LIBRARY)
+    # `dycoke serve` preloads a library, which registers by itself, and names it here: done once.
+    if LIBRARY in record.files:
+        load_plugins(Path(os.environ.get(PLUGIN_VARIABLE) or engines / LIBRARY))
     engine = ExecutorEngine(bindings, engines / LLM_DIRECTORY, record, manifest, limits)
     if not engine.leads:
         engine.close()  # another rank's: works for the first one until that ends

@@ -2,7 +2,14 @@ import pytest
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.cost.dims import preset
-from dycoke_trt.cost.floors import Workload, attended_visual_tokens, compare_floors, floors
+from dycoke_trt.cost.floors import (
+    Workload,
+    attended_visual_tokens,
+    compare_floors,
+    floors,
+    prompt_table_traffic,
+    prompt_tables,
+)
 from dycoke_trt.cost.gpus import GPUS, Gpu, gpu, gpu_of_product
 
 MODEL = preset("llava-ov-7b")
@@ -91,3 +98,20 @@ def test_the_table_names_a_source_for_every_gpu() -> None:
 )
 def test_a_gpu_is_recognised_by_what_drivers_print(printed: str, name: str | None) -> None:
     assert gpu_of_product(printed) == (GPUS[name] if name else None)
+
+
+def test_prompt_tables_of_tensorrt_llm() -> None:
+    """The whole buffer is cleared, and each live table read and written, at every step."""
+    config, table = DyCokeConfig.paper(), 2961 * 3584 * 2
+    assert prompt_table_traffic(table, slots=64, live=64) == 64 * 3 * table
+    alone = prompt_tables(MODEL, SUSTAINED, config, Workload(), slots=64)
+    assert alone.bytes == (64 + 2) * table
+    assert alone.seconds == pytest.approx(alone.bytes / SUSTAINED.bandwidth)
+    # Built for 64, a sequence alone pays more than ten times what pruning gains it.
+    _, merged, pruned = compare_floors(MODEL, SUSTAINED, config, Workload())
+    assert alone.seconds > 10 * (merged.time_per_token - pruned.time_per_token)
+    # Every GPU has the whole table: more of them do not share it.
+    shared = prompt_tables(MODEL, SUSTAINED, config, Workload(gpus=2), slots=64)
+    assert shared.seconds == alone.seconds
+    with pytest.raises(DyCokeError, match="max_batch=4 is not allowed; allowed: at least batch=8"):
+        prompt_tables(MODEL, SUSTAINED, config, Workload(batch=8), slots=4)

@@ -13,6 +13,7 @@ from dycoke_trt.engines import build as building
 from dycoke_trt.engines.build_plan import BuildPlan, plan_build
 from dycoke_trt.engines.llm_engine import build_command, build_environment, check_kernels, explain
 from dycoke_trt.engines.model import model_of_bundle
+from dycoke_trt.engines.plugin_nodes import PLUGIN_ABI
 from dycoke_trt.engines.targets import find_target
 from dycoke_trt.engines.this_gpu import VisibleGpu
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
@@ -69,7 +70,8 @@ def test_without_pruning_the_network_is_the_stock_one(
 
 
 def test_the_model_class_finds_kernels_and_library(bundle: Path) -> None:
-    environment = build_environment(bundle, Path("/lib.so"))
+    environment = build_environment(bundle, Path("/lib.so"), "v2")
+    assert environment["DYCOKE_PLUGIN_INTERFACE"] == "v2"
     assert environment["DYCOKE_KERNELS"] == str(bundle.resolve() / "kernels")
     assert environment["DYCOKE_PLUGIN_LIBRARY"] == "/lib.so"
 
@@ -101,10 +103,12 @@ def test_a_record_describes_what_was_built(
     (folder / "llm" / "rank0.engine").write_bytes(b"engine")
     record = building.engine_record(folder, manifest, plan, "10.14.1.48", "1.2.1", True)
     write_record(folder, record)
-    here = Installed(sm=90, tensorrt="10.14.1.48", tensorrt_llm="1.2.1", plugin_abi=building.PLUGIN_ABI)
+    here = Installed(sm=90, tensorrt="10.14.1.48", tensorrt_llm="1.2.1", plugin_abi=PLUGIN_ABI)
     assert read_record(folder, manifest, bundle, installed=here, hashes=True) == record
     assert record.options["max_num_tokens"] == plan.max_num_tokens
     assert "videos" not in record.options
+    assert record.options["plugin_interface"] == "v3"
+    assert record.options["profile"] == "balanced"
 
 
 def test_reasons_of_failed_builds() -> None:

@@ -45,6 +45,7 @@ def test_every_default_fits(name: str, target: str) -> None:
     found = find_target(target)
     plan = plan_build(model(name), found)
     used = plan.weights_per_rank + plan.vision_weights + plan.activations + plan.reserve
+    used += plan.tables
     assert used + plan.kv_bytes + plan.state_bytes <= found.memory
     assert plan.kv_tokens >= plan.max_batch * plan.max_seq_len
     assert plan.state_capacity >= plan.kv_blocks  # no block is ever without state
@@ -61,6 +62,40 @@ def test_capacity_follows_memory_and_block_size() -> None:
     assert (off.state_capacity, off.state_bytes) == (0, 0)
 
 
+def test_prompt_tables_are_counted_three_times() -> None:
+    """The engine's buffer, each request's own, and Triton's pool on its way."""
+    plan = plan_build(model(frames=32), find_target("h200"), max_batch=64)
+    table = 2961 * 3584 * 2
+    assert plan.tables == 3 * 64 * table
+    assert plan.max_table_rows == 64 * 2961
+    fewer = plan_build(model(frames=32), find_target("h200"), max_batch=1)
+    assert plan.activations - fewer.activations == 63 * 3 * 4 * model().llm.vocab  # logits alone
+    assert fewer.kv_bytes - plan.kv_bytes == pytest.approx(0.9 * 63 * 3 * table, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "latency", "balanced"),
+    [("llava-ov-0.5b", 1, 1, 7), ("llava-ov-7b", 1, 4, 31), ("llava-ov-72b", 2, 12, 64)],
+)
+def test_profiles_bound_what_tables_cost(name: str, tp: int, latency: int, balanced: int) -> None:
+    chosen, target = model(name, tp=tp, frames=32), find_target("b200")
+    plans = {
+        p: plan_build(chosen, target, profile=p) for p in ("latency", "balanced", "throughput")
+    }
+    assert {p: plan.max_batch for p, plan in plans.items()} == {
+        "latency": latency, "balanced": balanced, "throughput": 64
+    }  # fmt: skip
+    assert all(plan.profile == name for name, plan in plans.items())
+    default, given = plan_build(chosen, target), plan_build(chosen, target, max_batch=3)
+    assert (default.max_batch, default.profile) == (balanced, "balanced")
+    assert (given.max_batch, given.profile) == (3, None)
+    # One more sequence would cost a sequence that runs alone more than the profile's share.
+    read = (rank_weights(chosen.llm, tp) - chosen.llm.vocab * chosen.llm.hidden) * 2
+    table = chosen.visual_tokens(32) * chosen.llm.hidden * 2
+    if latency > 1:
+        assert (latency + 2) * table <= 0.01 * read < (latency + 3) * table
+
+
 def test_compression_makes_room_for_videos() -> None:
     videos = plan_build(model(), find_target("h100")).videos
     at_32 = {v.k: v for v in videos if v.frames == 32}
@@ -71,6 +106,8 @@ def test_compression_makes_room_for_videos() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"profile": "fast"}, "--profile 'fast' is not allowed; allowed: latency, balanced"),
+        ({"profile": "latency", "max_batch": 2}, "sets what --max-batch 2 does; give one"),
         ({"tokens_per_block": 8}, "--tokens-per-block 8 is not allowed; allowed: 16, 32, 64, 128"),
         ({"kv_fraction": 1.0}, "--kv-fraction 1.0 is not allowed"),
         ({"max_batch": 0}, "--max-batch 0 is not allowed"),
@@ -119,7 +156,7 @@ def test_dry_run_of_a_bundle_and_of_a_preset() -> None:
     assert (plan["sm"], plan["floors"]) == (89, [])
     done = dycoke("build", "--model", "llava-ov-7b", "--target", "h100", "--dry-run")
     assert done.returncode == 0, done.stderr
-    for text in ("15.23 GB", "57,344 B", "decode step", "capacity"):
+    for text in ("15.23 GB", "57,344 B", "decode step", "capacity", "prompt tables", "v3"):
         assert text in done.stdout
 
 
@@ -132,6 +169,12 @@ def test_what_the_command_line_refuses() -> None:
         (("build", "--model", "llava-ov-7b", "--target", "h100"), "--model is for --dry-run"),
         (("build", bundle, "--target", "cpu", "--dry-run"), "--target cpu compiles nothing"),
         (("build", bundle, "--target", "l4", "--kv-tokens", "64"), "--kv-tokens is for"),
+        (("build", bundle, "--target", "cpu", "--profile", "latency"), "--profile latency has no"),
+        (("build", bundle, "--target", "cuda", "--plugin", "x.so"), "--plugin x.so has no effect"),
+        (
+            ("build", bundle, "--target", "l4", "--dry-run", "--plugin-interface", "v4"),
+            "--plugin-interface 'v4' is not allowed; allowed: v3, v2",
+        ),
     ):
         assert_one_line(dycoke(*args), message)
 

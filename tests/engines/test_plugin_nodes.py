@@ -56,6 +56,7 @@ class Wiring:
         self.nodes = llm_nodes.PluginNodes(
             DyCokeConfig(l=3), Path("kernels"), "<input_ids>", layers=5, visual_base=100,
             tokens_per_block=32, max_seq_len=320, tp_group=[0, 1] if ranks == 2 else None,
+            interface="v3",
         )  # fmt: skip
 
     def add(self, name: str, fields: dict[str, Any], inputs: list[Any]) -> list[Any]:

@@ -1,8 +1,9 @@
 """What the model class and the build rely on, looked up in TensorRT-LLM's own Python files.
 
-Nothing of them is imported. Reference: release 1.2, read at commits 65f1d15 (commands/build.py),
-c20322f (plugin/plugin.py), 04a2cac (models/qwen), 01ea6d7 (models/modeling_utils.py), 008b2b8
-(builder.py). What only newer releases than a given folder have is said by its release.
+Nothing of them is imported. Reference: files around release 1.2, whose own tag was not at hand,
+read at commits 65f1d15 (commands/build.py), c20322f (plugin/plugin.py), 04a2cac (models/qwen),
+01ea6d7 (models/modeling_utils.py), 008b2b8 (builder.py, older than 1.2: it still imports
+auto_parallel). What only newer releases than a given folder have is said by its release.
 """
 
 from __future__ import annotations

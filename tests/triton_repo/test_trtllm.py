@@ -14,11 +14,18 @@ from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.engines import build as building
 from dycoke_trt.engines.build_plan import plan_build
 from dycoke_trt.engines.model import model_of_bundle
+from dycoke_trt.engines.plugin_nodes import PLUGIN_ABI
 from dycoke_trt.engines.targets import find_target
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 from dycoke_trt.triton_repo import trtllm_launch
 from dycoke_trt.triton_repo.repository import write_repository
-from dycoke_trt.triton_repo.trtllm import CPP_BACKEND, EXECUTOR, llm_parameters
+from dycoke_trt.triton_repo.trtllm import (
+    CPP_BACKEND,
+    EXECUTOR,
+    UNGUARDED,
+    llm_config,
+    llm_parameters,
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +126,38 @@ def test_the_native_backend_has_no_plan(tmp_path: Path) -> None:
         write_repository(demo_bundle(DyCokeConfig()), tmp_path / "m", vision="tensorrt")
 
 
+# What NVIDIA's backend reads outside of any `try` (triton_repo/trtllm.py names its sources),
+# and what must be said because its default is not ours.
+READ_UNGUARDED = {
+    "gpt_model_type", "tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend"
+}  # fmt: skip
+NOT_THE_DEFAULT = {
+    "gpt_model_path", "enable_kv_cache_reuse", "enable_chunked_context", "exclude_input_in_output",
+    "max_tokens_in_paged_kv_cache",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("p", [0.0, 0.7])
+def test_every_parameter_that_the_backend_needs_is_written(
+    manifest: Manifest, record: EngineRecord, p: float
+) -> None:
+    changed = manifest.model_copy(update={"dycoke": DyCokeConfig(p=p).to_dict()})
+    given = parameters(llm_config(changed, record, "/e").text())
+    assert set(given) >= READ_UNGUARDED | NOT_THE_DEFAULT
+    assert set(UNGUARDED) == READ_UNGUARDED
+    # Guided decoding is off where one of these is empty; none may be a template's ${...}.
+    assert not given["xgrammar_tokenizer_info_path"]
+    assert not given["guided_decoding_backend"]
+    assert not any("${" in value for value in given.values())
+    # Read by std::stoi, std::stof and a list of words: anything else would throw.
+    assert given["gpt_model_type"] in ("V1", "v1", "inflight_batching", "inflight_fused_batching")
+    for name in ("max_beam_width", "max_tokens_in_paged_kv_cache", "cancellation_check_period_ms"):
+        assert int(given[name]) > 0
+    assert 0 < float(given["kv_cache_free_gpu_mem_fraction"]) < 1
+    for name in ("enable_kv_cache_reuse", "enable_chunked_context", "exclude_input_in_output"):
+        assert given[name] in ("true", "false")
+
+
 def test_parameters_pass_the_refusals_for_every_config(
     manifest: Manifest, record: EngineRecord
 ) -> None:
@@ -136,13 +175,29 @@ def test_environment_preloads_the_plugins(
     found = trtllm_launch.server_environment(engines, record, "/tmp/counters.%p.json")
     assert found == {
         "LD_PRELOAD": library, "DYCOKE_AUTOREGISTER": "1",
-        "DYCOKE_COUNTERS_FILE": "/tmp/counters.%p.json",
+        "DYCOKE_COUNTERS_FILE": "/tmp/counters.%p.json", "DYCOKE_PLUGIN_LIBRARY": library,
     }  # fmt: skip
     monkeypatch.setenv("LD_PRELOAD", "/lib/other.so")
     both = trtllm_launch.server_environment(engines, record)
     assert both["LD_PRELOAD"] == f"{library}:/lib/other.so"
     stock = record.model_copy(update={"files": {}})
     assert trtllm_launch.server_environment(engines, stock) == {}
+
+
+def test_a_given_library_is_preloaded_instead(
+    bundle: Path, record: EngineRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    engines, given = bundle / "engines" / "h100", tmp_path / "given.so"
+    given.write_bytes(f"\x7fELF dycoke-plugin abi={PLUGIN_ABI} tensorrt=10;".encode("latin-1"))
+    found = trtllm_launch.server_environment(engines, record, plugin=given)
+    assert found["LD_PRELOAD"] == found["DYCOKE_PLUGIN_LIBRARY"] == str(given.resolve())
+    given.write_bytes(b"\x7fELF")
+    with pytest.raises(DyCokeError, match="has plugin ABI None"):
+        trtllm_launch.server_environment(engines, record, plugin=given)
+    stock = record.model_copy(update={"files": {}})
+    with pytest.raises(DyCokeError, match=r"--plugin .* has no effect: no plugins with --p 0"):
+        trtllm_launch.server_environment(engines, stock, plugin=given)
 
 
 def test_memory_for_embeddings_and_frames(manifest: Manifest, record: EngineRecord) -> None:

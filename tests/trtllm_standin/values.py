@@ -1,9 +1,9 @@
 """Configurations, requests and results of tensorrt_llm.bindings.executor: names, order, types.
 
 As bound in NVIDIA/TensorRT-LLM cpp/tensorrt_llm/nanobind/executor/{bindings,executorConfig,
-request}.cpp at 008b2b8d (1.2 era). An argument of another name, another type or, where the binding
-wants a keyword, by position is refused, as nanobind does it. What the stand-in does not play (LoRA,
-drafts, encoders, ...) has the type None: only its default is taken.
+request}.cpp at 008b2b8d (before 1.2). An argument of another name, another type or, where the
+binding wants a keyword, by position is refused, as nanobind does it. What the stand-in does not
+play (LoRA, drafts, encoders, ...) has the type None: only its default is taken.
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ class _Creator:
 
 class _Registry:
     def get_plugin_creator(self, name: str, version: str, namespace: str) -> _Creator:
-        assert (version, namespace) == ("1", "tensorrt_llm"), name
+        assert (version, namespace) in (("1", "tensorrt_llm"), ("1-v2", "dycoke")), name
         return _Creator(name, namespace)
 
     def get_creator(self, name: str, version: str, namespace: str) -> _Creator | None:

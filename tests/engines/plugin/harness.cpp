@@ -32,8 +32,11 @@ bool is_v3(IPluginCreatorInterface* creator) {
 template <class Creator>
 Creator* find(char const* name) {
   for (std::int32_t i = 0; i < creator_count; ++i) {
+    if (is_v3(creators[i]) != (interface_ == 3)) {
+      continue;
+    }
     auto* found = static_cast<Creator*>(creators[i]);
-    if (is_v3(creators[i]) == (interface_ == 3) && std::strcmp(found->getPluginName(), name) == 0) {
+    if (std::strcmp(found->getPluginName(), name) == 0) {
       return found;
     }
   }

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.engines.installed import plugin_library
-from dycoke_trt.engines.plugin_build import _cuda_headers, build_plugin, tensorrt_major
+from dycoke_trt.engines.plugin_build import _cuda_headers, build_plugin, tensorrt_version
 from dycoke_trt.tests.support import assert_one_line, dycoke
 
 HERE = Path(__file__).parent
@@ -72,7 +72,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_plugin(tmp_path_factory.mktemp("plugin"), Path(INCLUDE), flags=PLAIN)
+    return build_plugin(tmp_path_factory.mktemp("plugin"), Path(INCLUDE), flags=PLAIN)[0]
 
 
 def run_inside(library: Path, images: Path, flags: tuple[str, ...], *tests: str) -> None:
@@ -112,7 +112,7 @@ def test_life_cycle_and_numerics(library: Path, images: Path) -> None:
 
 @needs_headers
 def test_life_cycle_and_numerics_with_sanitizers(tmp_path: Path, images: Path) -> None:
-    library = build_plugin(tmp_path, Path(INCLUDE), flags=SANITIZE)
+    library, _ = build_plugin(tmp_path, Path(INCLUDE), flags=SANITIZE)
     run_inside(library, images, SANITIZE, "test_life_cycle.py", "test_numerics.py")
 
 
@@ -124,7 +124,7 @@ def test_the_library_says_what_it_is_for(library: Path) -> None:
 @needs_headers
 def test_the_library_needs_nothing_of_nvidia(library: Path) -> None:
     """Three exports, no library of CUDA or TensorRT, and no symbol left open (-z defs)."""
-    assert library.name == f"libdycoke_plugin_trt{tensorrt_major(Path(INCLUDE))}.so"
+    assert library.name == f"libdycoke_plugin_trt{tensorrt_version(Path(INCLUDE))[0]}.so"
     listed = subprocess.run(
         ["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True, check=True
     ).stdout
@@ -159,7 +159,7 @@ def test_in_the_real_registry(library: Path, tmp_path: Path, way: str) -> None:
 
 @needs_headers
 def test_a_preloaded_library_acts_in_servers_alone(library: Path, tmp_path: Path) -> None:
-    """Which processes it makes load TensorRT: `cat` under several names shows its own memory map."""
+    """Which processes load TensorRT for it: `cat` under several names shows its own memory map."""
     stand_in = tmp_path / "libnvinfer.so.10"
     subprocess.run(["g++", "-shared", "-x", "c++", "/dev/null", "-o", str(stand_in)], check=True)
     environment = os.environ | {
