@@ -1,8 +1,8 @@
 """Checks the bytes of a bundle's parts while they are loaded, so that a damaged one never serves.
 
-Hashing runs in threads of its own beside the loading, over the same pages of the system's cache: a
-file is read from the disk once, and hashing (about 1.5 GB/s a core with the processor's SHA
-instructions) is hidden where reading or converting is slower than that. docs/export.md has figures.
+Hashing runs in threads of its own beside the loading, one a file, over the same pages of the
+system's cache: a file is read from the disk once, and hashing is hidden where reading or converting
+takes as long. docs/export.md has figures.
 """
 
 from __future__ import annotations

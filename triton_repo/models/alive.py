@@ -2,6 +2,9 @@
 
     TritonPythonModel = alive(Model)
 
+Where no launcher listens, in a server that somebody else started, only the last thing is done:
+nothing of Triton's outlives `finalize`.
+
 Outwards: signs of life, and how many requests the process holds. Inwards: that the server ends.
 A model may have `in_flight()` (requests that it still holds after `execute`) and
 `end_streams(error)` (answers each of them with that error, and what comes later; asked more than
@@ -11,6 +14,7 @@ the server ends.
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -21,6 +25,7 @@ from typing import Any
 from ...core.errors import UnavailableError
 from ..life import BEAT_SECONDS, VARIABLE, Life, Phase
 from .requests import error_response
+from .spent import SPENT
 
 # A call that takes longer than this gives no sign of life any more: no stage takes so long.
 STUCK_SECONDS = 900.0
@@ -29,17 +34,20 @@ _ENDING = "the server ended before the answer was complete; ask again in a minut
 
 
 def alive(model: type[Any]) -> type[Any]:
-    """`model` with signs of life; `model` itself where no launcher listens."""
-    if VARIABLE not in os.environ:
-        return model
+    """`model` with signs of life, where a launcher listens; nothing of it outlives `finalize`."""
 
     class Alive(model):  # type: ignore[misc]
         def initialize(self, args: Mapping[str, str]) -> None:
             super().initialize(args)
-            self._pulse = Pulse(self, Life(Path(os.environ[VARIABLE])))
-            self._pulse.start()
+            self._pulse: Pulse | None = None
+            if VARIABLE in os.environ:
+                self._pulse = Pulse(self, Life(Path(os.environ[VARIABLE])))
+                self._pulse.start()
 
         def execute(self, requests: list[Any]) -> list[Any] | None:
+            if self._pulse is None:
+                unwatched: list[Any] | None = super().execute(requests)
+                return unwatched
             if getattr(model, "DOOR", False) and self._pulse.phase != Phase.SERVING:
                 return [error_response(UnavailableError(_DRAINING)) for _ in requests]
             with self._pulse.working(len(requests)):
@@ -47,9 +55,16 @@ def alive(model: type[Any]) -> type[Any]:
                 return answers
 
         def finalize(self) -> None:
-            self._pulse.close()
+            if self._pulse is not None:
+                self._pulse.close()
             if hasattr(super(), "finalize"):
                 super().finalize()
+            # Triton's objects (senders, responses, metrics) write to shared memory as they are
+            # destroyed, and this process has none any more when Python itself is taken down: those
+            # that are left then end it with signal 11.
+            self.__dict__.clear()
+            SPENT.clear()
+            gc.collect()
 
     return Alive
 

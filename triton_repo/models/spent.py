@@ -34,6 +34,11 @@ class Spent:
         with self._lock:
             self._kept.append(responses)
 
+    def clear(self) -> None:
+        """At the end, when no request is left."""
+        with self._lock:
+            self._kept.clear()
+
     @contextmanager
     def released(self) -> Iterator[None]:
         """Around a question to the messenger: lets go of what had been kept before it."""
