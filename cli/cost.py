@@ -156,10 +156,10 @@ def floors(
         cells = (f"{f.seconds * 1e3:.3f} [dim]{f.bound}[/]" for f in stages)
         table.add_row(stages[0].stage, *cells)
     table.add_row("time to first token", *(f"{s.time_to_first_token * 1e3:.1f}" for s in settings))
+    cells = (f"{fill.seconds * 1e3:.3f}" for fill in tables)
+    table.add_row(f"prompt tables per step, TensorRT-LLM built for {slots}", *cells)
     table.add_row("tokens/s", *(f"{batch / s.time_per_token:,.0f}" for s in settings))
     _print(table)
-    cells = (f"{table.seconds * 1e3:.3f}" for table in tables)
-    table.add_row(f"TensorRT-LLM's prompt tables, built for {slots}", *cells)
     budget = settings[1].time_per_token - settings[2].time_per_token
     typer.echo(f"scoring and selection pay off below {budget * 1e6:.0f} us per step")
     typer.echo(f"source: {chosen.source}")

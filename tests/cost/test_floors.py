@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
@@ -11,6 +13,7 @@ from dycoke_trt.cost.floors import (
     prompt_tables,
 )
 from dycoke_trt.cost.gpus import GPUS, Gpu, gpu, gpu_of_product
+from dycoke_trt.tests.support import dycoke
 
 MODEL = preset("llava-ov-7b")
 # The bandwidth and compute that the published floors of the field notes assume.
@@ -115,3 +118,13 @@ def test_prompt_tables_of_tensorrt_llm() -> None:
     assert shared.seconds == alone.seconds
     with pytest.raises(DyCokeError, match="max_batch=4 is not allowed; allowed: at least batch=8"):
         prompt_tables(MODEL, SUSTAINED, config, Workload(batch=8), slots=4)
+
+
+def test_the_command_shows_them() -> None:
+    done = dycoke("floors", "--max-batch", "64", "--json")
+    assert done.returncode == 0, done.stderr
+    tables = [setting["prompt_tables"]["bytes"] for setting in json.loads(done.stdout)["settings"]]
+    assert tables == [66 * rows * 3584 * 2 for rows in (6273, 2961, 2961)]
+    shown = dycoke("floors", "--max-batch", "64").stdout
+    assert "prompt" in shown
+    assert "0.292" in shown  # ms on an H200, at 4.8 TB/s
