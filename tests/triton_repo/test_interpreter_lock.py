@@ -1,14 +1,11 @@
 """Nothing in a model's process frees Python's memory without the interpreter's lock.
 
-That corrupts the heap, and the process dies somewhere later, seldom, with signal 11. Python's own
-debug hooks end a process at the first such call. The stub's interpreter is isolated, so
-PYTHONMALLOC does not reach it: a preloaded library sets the hooks before it starts.
+That corrupts the heap, and the process dies somewhere later, seldom, with signal 11. Python's
+debug hooks end a process at the first such call.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+from dycoke_trt.bench.experiments.reliability.malloc_hooks import COMPILER, hooked_environment
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.runtime.protocol import BLS, ENSEMBLE
 from dycoke_trt.tests.support import demo_bundle
@@ -24,15 +22,6 @@ from dycoke_trt.tests.triton_repo.streams import ask, connection, tensor
 from dycoke_trt.triton_repo.launcher import RunningServer, serving
 from dycoke_trt.triton_repo.repository import write_repository
 
-COMPILER = shutil.which("cc") or shutil.which("g++")
-HOOKS = """
-#define _GNU_SOURCE 1
-#include <dlfcn.h>
-__attribute__((constructor)) static void set_hooks(void) {
-  void *set = dlsym(RTLD_DEFAULT, "PyMem_SetupDebugHooks"); /* only stubs hold a Python */
-  if (set) ((void (*)(void))set)();
-}
-"""
 QUESTION = {
     "text_input": "What?",
     "video_bytes_input": np.zeros((1, 4, 32, 32, 3), np.uint8),
@@ -48,13 +37,9 @@ def hooked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     if COMPILER is None:
         pytest.skip("no C compiler")
     folder: Path = tmp_path_factory.mktemp("hooked")
-    (folder / "hooks.c").write_text(HOOKS)
-    library = folder / "hooks.so"
-    command = [COMPILER, "-x", "c", "-shared", "-fPIC", "-o", library, folder / "hooks.c", "-ldl"]
-    subprocess.run(command, check=True)
     bundle = demo_bundle(DyCokeConfig(k=0.5, l=2, p=0.5))
     repository = write_repository(bundle, folder / "models", threads=1)
-    environment = {**SERVER_ENVIRONMENT, "LD_PRELOAD": str(library)}
+    environment = {**SERVER_ENVIRONMENT, **hooked_environment(folder)}
     with serving(repository, environment=environment) as running:
         yield running
 
