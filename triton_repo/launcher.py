@@ -38,8 +38,8 @@ from .watch import Watch
 GRACE = 10.0  # seconds that requests in flight get when the server ends
 HANG_SECONDS = 20.0  # without a sign of life a process counts as hanging
 _ANSWER_SECONDS = 5.0  # for the error that each of them gets after that
-# Seconds that the server gets to unload its models, which leave at once (models/alive.py). Triton up
-# to 26.08 may wait in vain: it keeps the request of a stream that is cancelled between its last
+# Seconds that the server gets to unload its models, which leave at once (models/alive.py). Triton
+# up to 26.08 may wait in vain: it keeps the request of a stream that is cancelled between its last
 # response and gRPC's word that this was written (server/src/grpc/infer_handler.h,
 # IssueRequestCancellation: the state then waits for a callback that has been).
 EXIT_TIMEOUT = 3

@@ -26,6 +26,6 @@ def hooked_environment(folder: Path) -> dict[str, str]:
     assert COMPILER is not None
     source, library = folder / "hooks.c", folder / "hooks.so"
     source.write_text(_SOURCE)
-    command = [COMPILER, "-x", "c", "-shared", "-fPIC", "-o", library, source, "-ldl"]
-    subprocess.run(command, check=True)
+    options = ["-x", "c", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    subprocess.run([COMPILER, *options], check=True)
     return {"LD_PRELOAD": str(library)}
