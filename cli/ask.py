@@ -42,6 +42,10 @@ def ask(
         str | None,
         typer.Option("--target", help="What was built: cpu (default), or cuda for the GPU."),
     ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option("--vision", help="With --target cuda: native (default), or rtx."),
+    ] = None,
     video: Annotated[Path | None, typer.Option("--video", help="Video file.")] = None,
     frames: Annotated[
         int | None,
@@ -72,6 +76,8 @@ def ask(
         raise DyCokeError("--max-video-... has no effect with --server; give it to dycoke serve")
     if server is not None and target is not None:
         raise DyCokeError(f"--target {target} has no effect with --server: it has its own")
+    if server is not None and vision is not None:
+        raise DyCokeError(f"--vision {vision} has no effect with --server: it has its own")
     if video is None and frames is not None:
         raise DyCokeError(f"--frames {frames} has no effect without --video")
     frames = DEFAULT_FRAMES if frames is None else frames
@@ -88,9 +94,8 @@ def ask(
     }
     if server is None:
         assert bundle is not None
-        report = _ask_here(
-            bundle, target or "cpu", question, video, frames, sampling, options, limits
-        )
+        build = (bundle, target or "cpu", vision)
+        report = _ask_here(*build, question, video, frames, sampling, options, limits)
     else:
         report = _ask_there(server, question, video, frames, sampling, options)
     if as_json:
@@ -129,6 +134,7 @@ def _refuse_idle(temperature: float, top_k: int, top_p: float, seed: int | None)
 def _ask_here(
     bundle: Path,
     target: str,
+    vision: str | None,
     question: str,
     video: Path | None,
     frames: int,
@@ -136,9 +142,16 @@ def _ask_here(
     options: dict[str, Any],
     limits: VideoLimits,
 ) -> dict[str, Any]:
+    from ..core.errors import DyCokeError
     from ..engines.targets import check_name
+    from ..runtime.vision import NATIVE, RTX
 
     check_name(target)
+    if vision not in (None, NATIVE) and (vision, target) != (RTX, "cuda"):
+        raise DyCokeError(
+            f"--vision {vision} does not go with --target {target}; allowed: {NATIVE}, and {RTX} "
+            "with --target cuda"
+        )
     if target == "cpu":
         require("onnxruntime", extra="cpu")
     from ..runtime.native.sampling import Sampling
@@ -146,7 +159,7 @@ def _ask_here(
 
     wanted = Sampling(**sampling)
     _refuse_idle(**sampling)
-    pipeline = Pipeline.from_record(bundle, target, keep_steps=False)
+    pipeline = Pipeline.from_record(bundle, target, keep_steps=False, vision=vision or NATIVE)
     clip = None if video is None else pipeline.read(video, frames, limits)
     answer = pipeline.ask(clip, question, sampling=wanted, **options)
     return {

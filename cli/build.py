@@ -20,14 +20,27 @@ def build(
         Path | None, typer.Argument(help="Bundle directory.", show_default=False)
     ] = None,
     target: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             "--target",
             help="cpu or cuda (native backend); a100, a10, l4, l40s, rtx4090, h100, h200, b200 or "
-            "this-gpu (TensorRT).",
+            "this-gpu (TensorRT). Repeat it with --vision rtx: one engine for all.",
             show_default=False,
         ),
-    ] = "",
+    ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(
+            "--vision",
+            help="Engines: tensorrt (default), built with the LLM's on its GPU; or rtx, the vision "
+            "step alone by TensorRT for RTX, on any machine.",
+            show_default=False,
+        ),
+    ] = None,
+    strip_weights: Annotated[
+        bool,
+        typer.Option("--strip-weights", help="With --vision rtx: weights come from the bundle."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be built; needs no GPU.")
     ] = False,
@@ -79,7 +92,36 @@ def build(
     """Build a bundle's engines for one target; cpu, cuda: load and try it, and write the record."""
     from ..core.errors import DyCokeError
 
-    if not target:
+    targets = target or []
+    if vision not in (None, "tensorrt", "rtx"):
+        raise DyCokeError(f"--vision {vision!r} is not allowed; allowed: tensorrt, rtx")
+    if vision == "rtx":
+        others = {
+            "--dry-run": dry_run,
+            "--tokens-per-block": tokens_per_block,
+            "--max-batch": max_batch,
+            "--kv-tokens": kv_tokens,
+            "--kv-fraction": kv_fraction,
+            "--model": model,
+            "--tp": tp,
+            "--max-frames": max_frames,
+            "--json": as_json,
+            "--profile": profile,
+            "--plugin-interface": plugin_interface,
+            "--plugin": plugin,
+        }
+        _build_rtx(bundle, targets, others, strip_weights=strip_weights)
+        return
+    if strip_weights:
+        raise DyCokeError("--strip-weights has no effect without --vision rtx")
+    if len(targets) > 1:
+        raise DyCokeError(
+            f"--target {' --target '.join(targets)}: only --vision rtx builds for several GPUs"
+        )
+    (gpu,) = targets or [""]
+    if vision is not None and gpu in ("cpu", "cuda"):
+        raise DyCokeError(f"--vision {vision} has no effect with --target {gpu}")
+    if not gpu:
         raise DyCokeError("--target is missing; run: dycoke build BUNDLE --target cpu (or a GPU)")
     if (bundle is None) == (model is None):
         raise DyCokeError("give BUNDLE, or with --dry-run --model NAME instead of it")
@@ -88,11 +130,11 @@ def build(
     if as_json and not dry_run:
         raise DyCokeError("--json has no effect without --dry-run")
     given = {"--profile": profile, "--plugin-interface": plugin_interface, "--plugin": plugin}
-    if target in ("cpu", "cuda"):
+    if gpu in ("cpu", "cuda"):
         for name, value in given.items():
             if value is not None:
-                raise DyCokeError(f"{name} {value} has no effect with --target {target}")
-    if target == "cpu":
+                raise DyCokeError(f"{name} {value} has no effect with --target {gpu}")
+    if gpu == "cpu":
         if kv_fraction is not None:
             raise DyCokeError("--kv-fraction is for GPUs; on a CPU use --kv-tokens")
         if dry_run or bundle is None:
@@ -100,7 +142,7 @@ def build(
         options = {"kv_tokens": kv_tokens, "tokens_per_block": tokens_per_block}
         _build_cpu(bundle, {**options, "max_batch": max_batch})
         return
-    if target == "cuda":
+    if gpu == "cuda":
         if dry_run or bundle is None:
             raise DyCokeError("--target cuda compiles nothing: leave out --dry-run and give BUNDLE")
         options = {"kv_tokens": kv_tokens, "tokens_per_block": tokens_per_block}
@@ -111,7 +153,7 @@ def build(
     from ..engines.plugin_interfaces import V3
     from ..engines.targets import find_target
 
-    found = find_target(target)
+    found = find_target(gpu)
     if kv_tokens is not None:
         raise DyCokeError("--kv-tokens is for cpu and cuda; for engines use --kv-fraction")
     if model is not None:
@@ -143,6 +185,31 @@ def build(
     from ..engines.build import build_engines
 
     typer.echo(f"{build_engines(bundle, plan, plugin)} written")
+
+
+def _build_rtx(
+    bundle: Path | None, targets: list[str], others: dict[str, Any], *, strip_weights: bool
+) -> None:
+    from ..core.errors import DyCokeError
+
+    if bundle is None or not targets:
+        raise DyCokeError(
+            "--vision rtx compiles a bundle for GPUs: dycoke build BUNDLE --vision rtx --target "
+            "rtx4090"
+        )
+    if idle := [option for option, value in others.items() if value not in (None, False)]:
+        raise DyCokeError(f"{idle[0]} has no effect with --vision rtx, which builds no LLM engine")
+    from ..bundle.vision_record import VisionRecord
+    from ..engines.vision_rtx import build_rtx_engine
+
+    path = build_rtx_engine(bundle, targets, strip_weights=strip_weights)
+    record = VisionRecord.model_validate_json(path.read_text())
+    size = sum(part.size for part in record.files.values())
+    typer.echo(
+        f"{path} written: {record.library} {record.version}, "
+        f"{', '.join(f'sm_{sm}' for sm in record.sms)}, {size / 1e6:.0f} MB, {record.dtype}, "
+        f"{record.checked_layers} layers; built in {record.build_seconds:.1f} s, not run"
+    )
 
 
 def _build_cpu(bundle: Path, options: dict[str, int | None]) -> None:

@@ -70,6 +70,10 @@ def verify(
         str | None,
         typer.Option("--target", help="Also the engines of this target, on its GPU."),
     ] = None,
+    vision: Annotated[
+        str,
+        typer.Option("--vision", help="With --target: tensorrt, or rtx for that engine too."),
+    ] = "tensorrt",
     as_json: AsJson = False,
 ) -> None:
     """Check every byte of a bundle, and with --source its numbers against the source model."""
@@ -78,11 +82,16 @@ def verify(
     from rich.console import Console
     from rich.table import Table
 
+    from ..core.errors import DyCokeError
     from ..verify.run import verify_bundle, verify_engines
 
+    if vision not in ("tensorrt", "rtx"):
+        raise DyCokeError(f"--vision {vision!r} is not allowed; allowed: tensorrt, rtx")
+    if vision == "rtx" and target is None:
+        raise DyCokeError("--vision rtx has no effect without --target; add --target cuda")
     checks = list(verify_bundle(bundle, source))
     if target is not None:
-        checks += verify_engines(bundle, target)
+        checks += verify_engines(bundle, target, vision)
     failed = [check for check in checks if not check.passed]
     if as_json:
         typer.echo(json.dumps([check._asdict() for check in checks], indent=2))

@@ -146,6 +146,11 @@ def abilities(there: set[str]) -> dict[str, tuple[bool, str]]:
             "dycoke build BUNDLE --target this-gpu",
             f"use {CONTAINER}, then: dycoke plugin build",
         ),
+        "vision engines for other GPUs, here": one(
+            {"TensorRT for RTX"},
+            "dycoke build BUNDLE --vision rtx --target rtx4090 (docs/rtx.md)",
+            "pip install 'dycoke-trt[rtx]'",
+        ),
         "serving": one(
             {"Triton server"}, "dycoke serve BUNDLE", "pip install 'dycoke-trt[server]'"
         ),

@@ -40,6 +40,14 @@ def repo(
         str,
         typer.Option("--llm", help="Engines: tensorrtllm (Triton's C++ backend) or executor."),
     ] = "tensorrtllm",
+    vision: Annotated[
+        str,
+        typer.Option("--vision", help="What runs the vision step: auto, native, tensorrt or rtx."),
+    ] = "auto",
+    vision_cuda_graph: Annotated[
+        bool,
+        typer.Option("--vision-cuda-graph", help="With --vision rtx: replay it as a CUDA graph."),
+    ] = False,
     threads: Annotated[
         int, typer.Option("--threads", help="CPU threads of the vision step; 0 takes all cores.")
     ] = 0,
@@ -72,6 +80,8 @@ def repo(
         triton_version=triton_version,
         build=target,
         llm=llm,
+        vision=vision,
+        vision_cuda_graph=vision_cuda_graph,
         threads=threads,
         limits=limits,
         requests=requests,

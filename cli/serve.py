@@ -66,6 +66,14 @@ def serve(
     counters: Annotated[
         str, typer.Option("--counters", help="Engines: file that the plugins count decisions in.")
     ] = "",
+    vision: Annotated[
+        str,
+        typer.Option("--vision", help="What runs the vision step: auto, native, tensorrt or rtx."),
+    ] = "auto",
+    vision_cuda_graph: Annotated[
+        bool,
+        typer.Option("--vision-cuda-graph", help="With --vision rtx: replay it as a CUDA graph."),
+    ] = False,
     llm: Annotated[
         str | None,
         typer.Option(
@@ -113,7 +121,7 @@ def serve(
     from ..triton_repo.repository import parse_version, write_repository
     from ..triton_repo.supervise import supervise
     from ..triton_repo.tritonserver import Ports, find_tritonserver
-    from ..triton_repo.vision_config import PLAN_BACKEND
+    from ..triton_repo.vision_config import PLAN_BACKEND, choose_vision
     from ..triton_repo.weaknesses import advice
 
     check_name(target)
@@ -130,6 +138,9 @@ def serve(
     ports = choose_ports(Ports(http_port, grpc_port, metrics_port, host))
     found = find_tritonserver(tritonserver)
     engines = _Engines.of(bundle, target, counters, llm, plugin, found)
+    chosen = choose_vision(vision, target, native=engines.native)
+    has_plan_backend = found.backend_library(PLAN_BACKEND).is_file()
+    _check_vision(bundle, chosen, plan_backend=has_plan_backend)
     with _terminated_like_interrupted(), _folder(repository) as folder:
         try:
             write_repository(
@@ -138,7 +149,9 @@ def serve(
                 triton_version=found.version,
                 build=target,
                 llm=engines.llm,
-                plan_backend=found.backend_library(PLAN_BACKEND).is_file(),
+                vision=chosen,
+                vision_cuda_graph=vision_cuda_graph,
+                plan_backend=has_plan_backend,
                 threads=threads if target == "cpu" else 0,
                 limits=limits,
                 requests=requests,
@@ -192,6 +205,7 @@ class _Engines:
     llm: str = "tensorrtllm"
     in_cpp: bool = False  # runs in Triton's C++ backend
     checked: Callable[[], AbstractContextManager[None]] = nullcontext  # their files' hashes
+    native: bool = True
 
     @classmethod
     def of(
@@ -220,7 +234,6 @@ class _Engines:
             server_options,
             shm_advice,
         )
-        from ..triton_repo.vision_config import PLAN_BACKEND
 
         manifest, folder = open_bundle(bundle), bundle / "engines" / target
         if target == "cuda":
@@ -240,8 +253,6 @@ class _Engines:
         read_record(folder, manifest, bundle, installed=here)
         chosen = choose_llm(llm or "auto", server, has_bindings=here.tensorrt_llm is not None)
         _say(f"tensorrt_llm runs on: {chosen}")
-        plan = "Triton's backend" if server.backend_library(PLAN_BACKEND).is_file() else "Python"
-        _say(f"vision_ttm runs on: TensorRT, {plan}")
         if advice := shm_advice(manifest, record, chosen, shutil.disk_usage("/dev/shm").total):
             _say(advice)
         return cls(
@@ -251,7 +262,26 @@ class _Engines:
             chosen,
             chosen == CPP_BACKEND,
             partial(checked_while_loading, folder, record.files, RECORD, again),
+            native=False,
         )
+
+
+def _check_vision(bundle: Path, chosen: str, *, plan_backend: bool) -> None:
+    """Says what runs the vision step, and refuses an engine that does not fit this machine."""
+    from ..bundle.files import open_bundle
+    from ..bundle.vision_record import read_vision_record
+    from ..engines.tensorrt_library import TENSORRT, TENSORRT_RTX
+    from ..engines.this_gpu import visible_gpus
+    from ..runtime.vision import RTX
+
+    if chosen == TENSORRT.name:
+        by = "Triton's backend" if plan_backend else "a Python model"
+        _say(f"vision_ttm runs on: TensorRT, {by}")
+    if chosen == RTX:
+        version, gpus = TENSORRT_RTX.version, visible_gpus()
+        sm = gpus[0].sm if gpus else None
+        read_vision_record(bundle, open_bundle(bundle), version=version, sm=sm)
+        _say(f"vision_ttm runs on: {TENSORRT_RTX.title} {version}")
 
 
 def _show(event: LoadEvent) -> None:

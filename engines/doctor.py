@@ -15,6 +15,7 @@ from .counters import ROWS, counters_path, read_counters
 from .installed import plugin_library, version_of
 from .plugin_nodes import COUNTERS, PLUGIN_ABI
 from .targets import OLDEST_SM
+from .tensorrt_library import TENSORRT_RTX
 from .this_gpu import driver_cuda, visible_gpus
 
 Status = Literal["ok", "warning", "missing"]
@@ -62,6 +63,7 @@ def examine() -> list[Finding]:
         *_gpu(),
         _package("TensorRT", TENSORRT, "tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
         _package("TensorRT-LLM", TENSORRT_LLM, "tensorrt-llm"),
+        _package(TENSORRT_RTX.title, "", *TENSORRT_RTX.distributions),
         _package("Polygraphy", "", "polygraphy"),
         _torch(),
         _package("Triton language", "", "triton"),

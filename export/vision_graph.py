@@ -91,14 +91,18 @@ class VisionGraph:
     def pooling(self, x: str) -> str:
         """[B*F,P,D] -> [B*F,N,D]: bilinear to half the side, as one constant matrix.
 
-        In fp32 whatever the dtype: rounded coefficients would no longer sum to one.
+        In fp32 whatever the dtype: rounded coefficients would no longer sum to one. A product that
+        stands alone between two casts is computed in the narrow type by TensorRT for RTX 1.7.1,
+        matrix included, though the network is strongly typed; the addition of zero prevents it.
         """
         g = self.graph
-        if self.dtype != torch.float32:
-            x = g.cast("pooling/float", x, torch.float32)
         matrix = g.constant("pooling/matrix", pooling_matrix(self.vision.dims.patches_per_side))
-        name = "pooling/output" if self.dtype == torch.float32 else "pooling/float/output"
-        return self._record(self._to_dtype("pooling/output", g.node("MatMul", name, matrix, x)))
+        if self.dtype == torch.float32:
+            return self._record(g.node("MatMul", "pooling/output", matrix, x))
+        x = g.cast("pooling/float", x, torch.float32)
+        x = g.node("Add", "pooling/float/kept", x, g.constant("pooling/zero", torch.tensor(0.0)))
+        x = g.node("MatMul", "pooling/float/output", matrix, x)
+        return self._record(self._to_dtype("pooling/output", x))
 
     def ttm(self, x: str, keep: int, batch: str, rows_output: str | None = None) -> str:
         """[B*F,N,D] -> survivors [B,M,D], by the paper's rule as core/ttm.py has it.

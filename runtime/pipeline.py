@@ -25,7 +25,7 @@ from .prompt import PromptBuilder
 from .stages import DECODE_VIDEO, DETOKENISE, PREPROCESS, VISION
 from .video.limits import VideoLimits
 from .video.read import read_video
-from .vision import Vision, load_vision
+from .vision import NATIVE, Vision, load_vision
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Pipeline:
 
     kv_tokens: capacity of the KV pool; tokens_per_block: its block size. config: overrides the
     bundle's settings of dynamic pruning (l, p, gate, granularity, ...); TTM is in the graph.
+    vision: what runs the vision step, NATIVE or on a GPU RTX (runtime/vision.py).
     keep_steps: answers carry a trace of their decode steps, which costs host work in each.
     """
 
@@ -65,6 +66,7 @@ class Pipeline:
         limits: EngineLimits | None = None,
         device: str = "cpu",
         keep_steps: bool = True,
+        vision: str = NATIVE,
     ) -> None:
         self.manifest = open_bundle(bundle)
         baked = self.manifest.config
@@ -75,7 +77,7 @@ class Pipeline:
                 f"k={baked.k}, ttm={baked.ttm!r}; export again with the other values"
             )
         self.prompts = PromptBuilder(bundle, self.manifest)
-        self.vision: Vision = load_vision(bundle, device)
+        self.vision: Vision = load_vision(bundle, device, kind=vision)
         self._steps: dict[str, list[StepTrace]] = {}
         self.engine = load_engine(
             bundle,
@@ -88,7 +90,9 @@ class Pipeline:
         )
 
     @classmethod
-    def from_record(cls, bundle: Path, target: str = "cpu", *, keep_steps: bool = True) -> Pipeline:
+    def from_record(
+        cls, bundle: Path, target: str = "cpu", *, keep_steps: bool = True, vision: str = NATIVE
+    ) -> Pipeline:
         """The pipeline that `dycoke build --target cpu` or `cuda` recorded; raises what
         `native_record` does."""
         record = native_record(bundle, target)
@@ -99,6 +103,7 @@ class Pipeline:
             limits=limits_of(record),
             device=record.target,
             keep_steps=keep_steps,
+            vision=vision,
         )
 
     def read(self, video: Path, num_frames: int, limits: VideoLimits | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The vision step: on an engine of TensorRT, or native.
+"""The vision step: on an engine of TensorRT or of TensorRT for RTX, or native.
 
 Native is `vision_ttm.onnx` in ONNX Runtime on a CPU, and its weights in torch on a GPU.
 """
@@ -11,11 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..bundle.loading import checked_parts
+from ..bundle.loading import checked_parts, checked_while_loading
 from ..core.errors import DyCokeError
 
 FILE = "vision_ttm.onnx"
-NATIVE, TENSORRT = "native", "tensorrt"
+NATIVE, TENSORRT, RTX = "native", "tensorrt", "rtx"
+KINDS = (NATIVE, TENSORRT, RTX)
 
 
 class Vision(Protocol):
@@ -24,15 +25,25 @@ class Vision(Protocol):
     def __call__(self, frames: Tensor) -> Tensor: ...
 
 
-def load_vision(bundle: Path, build: str, threads: int = 0, kind: str = NATIVE) -> Vision:
+def load_vision(
+    bundle: Path,
+    build: str,
+    threads: int = 0,
+    kind: str = NATIVE,
+    *,
+    cuda_graph: bool = False,
+) -> Vision:
     """The vision step beside the LLM that `dycoke build --target build` made.
 
-    kind: NATIVE, for the build `cpu` or `cuda`, or TENSORRT for the plan of any other. threads: of
-    a CPU, 0 takes all cores. Raises DyCokeError for a bundle that cannot be loaded or is damaged,
-    an engine that does not fit this machine, and without a GPU for anything but `cpu`.
+    kind: NATIVE, for the build `cpu` or `cuda`; TENSORRT, the plan of any other; RTX, the engine of
+    `--vision rtx`, with anything on a GPU. threads: of a CPU, 0 takes all cores. cuda_graph: of
+    RTX. Raises DyCokeError for a bundle that cannot be loaded or is damaged, an engine that does
+    not fit this machine, and without a GPU for anything but `cpu`.
     """
     if kind == TENSORRT:
         return _plan(bundle, build)
+    if kind == RTX:
+        return _rtx(bundle, cuda_graph)
     if build == "cpu":
         with checked_parts(bundle, FILE):
             return OnnxVision(bundle, threads)
@@ -51,6 +62,7 @@ def load_vision(bundle: Path, build: str, threads: int = 0, kind: str = NATIVE) 
 
 def _plan(bundle: Path, build: str) -> Vision:
     from ..bundle.files import open_bundle
+    from ..bundle.record import FILE as RECORD
     from ..bundle.record import read_record
     from ..engines.installed import installed
     from ..engines.tensorrt_library import TENSORRT as LIBRARY
@@ -58,9 +70,39 @@ def _plan(bundle: Path, build: str) -> Vision:
     from .vision_engine import EngineVision
 
     folder = bundle / "engines" / build
-    read_record(folder, open_bundle(bundle), bundle, installed=installed())
+    record = read_record(folder, open_bundle(bundle), bundle, installed=installed())
     again = f"run: dycoke build {bundle} --target {build}, here"
-    return EngineVision(folder / PLAN_FILE, LIBRARY.load(), again=again)
+    plan = {PLAN_FILE: record.files[PLAN_FILE]}
+    with checked_while_loading(folder, plan, RECORD, again):
+        return EngineVision(folder / PLAN_FILE, LIBRARY.load(), again=again)
+
+
+def _rtx(bundle: Path, cuda_graph: bool) -> Vision:
+    from ..bundle.files import open_bundle
+    from ..bundle.record import FILE as RECORD
+    from ..bundle.vision_record import DIRECTORY, read_vision_record
+    from ..engines.tensorrt_library import TENSORRT_RTX
+    from ..engines.this_gpu import visible_gpus
+    from ..engines.vision_plan import PLAN_FILE
+    from ..engines.vision_rtx import CACHE_FILE
+    from .vision_engine import EngineVision
+
+    library = TENSORRT_RTX.load()
+    gpus = visible_gpus()
+    record = read_vision_record(
+        bundle, open_bundle(bundle), version=library.version, sm=gpus[0].sm if gpus else None
+    )
+    folder = bundle / "engines" / DIRECTORY
+    again = f"run: dycoke build {bundle} --vision rtx --target this-gpu, on the GPU"
+    with checked_while_loading(folder, record.files, RECORD, again):
+        return EngineVision(
+            folder / PLAN_FILE,
+            library,
+            again=again,
+            runtime_cache=folder / CACHE_FILE,
+            cuda_graph=cuda_graph,
+            refit=bundle / FILE if record.weights == "stripped" else None,
+        )
 
 
 class OnnxVision:

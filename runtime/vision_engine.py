@@ -58,12 +58,12 @@ class EngineVision:
         self._engine: Any = None
         self._library = library
         self._where = f"{path}: {library}"
-        with self._reasons(f"cannot load it; {again}"):
+        with self._reasons("cannot load it", again):
             self._runtime = library.trt.Runtime(library.logger)
             self._engine = self._deserialize(path)
         self._device = find_gpu()
         if refit is not None:
-            with self._reasons(f"cannot take the weights of {refit}; {again}"):
+            with self._reasons(f"cannot take the weights of {refit}", again):
                 self._refit(refit)
         self._ranges = [
             tuple(tuple(shape) for shape in self._engine.get_tensor_profile_shape(INPUT, i))
@@ -174,14 +174,15 @@ class EngineVision:
             yield self._stream.cuda_stream
 
     @contextmanager
-    def _reasons(self, what: str) -> Iterator[None]:
+    def _reasons(self, what: str, remedy: str = "") -> Iterator[None]:
         """Turns a refusal inside the block into a DyCokeError with the library's first error."""
         with self._library.listening() as heard:
             try:
                 yield
             except _RefusedError as refused:
                 reason = refused.reason or heard.first_error()
-                raise DyCokeError(f"{self._where} {what} ({reason})") from None
+                end = f"; {remedy}" if remedy else ""
+                raise DyCokeError(f"{self._where} {what} ({reason}){end}") from None
 
     def _save_cache(self) -> None:
         """Where the engine lies on a read-only mount, every start compiles its kernels again."""

@@ -19,11 +19,12 @@ from typing import Any
 from ..bundle.files import open_bundle
 from ..bundle.manifest import Manifest
 from ..bundle.record import EngineRecord, read_record
+from ..bundle.vision_record import read_vision_record
 from ..core.errors import DyCokeError
 from ..runtime import protocol as p
 from ..runtime.limits import RequestLimits
 from ..runtime.video.limits import VideoLimits
-from ..runtime.vision import TENSORRT
+from ..runtime.vision import RTX, TENSORRT
 from .model_config import ModelConfig, Step
 from .trtllm import CPP_BACKEND, llm_config
 from .vision_config import AUTO, choose_vision, plan_config, vision_config
@@ -43,6 +44,7 @@ def write_repository(
     build: str = "cpu",
     llm: str = CPP_BACKEND,
     vision: str = AUTO,
+    vision_cuda_graph: bool = False,
     plan_backend: bool = False,
     threads: int = 0,
     limits: VideoLimits | None = None,
@@ -53,7 +55,8 @@ def write_repository(
     bundle_path: where the server will see the bundle, if elsewhere (a container's mount).
     triton_version: of the server, which refuses fields newer than itself. llm: what runs
     TensorRT-LLM engines, CPP_BACKEND or EXECUTOR. vision: what runs the vision step (one of
-    runtime/vision.py, or AUTO). plan_backend: the server has Triton's backend for TensorRT plans.
+    runtime/vision.py, or AUTO); vision_cuda_graph: of RTX. plan_backend: the server has Triton's
+    backend for TensorRT plans.
     threads: of the vision step on a CPU, 0 takes all cores. limits: of videos; requests: of all
     else that a request claims. A repository written earlier is replaced. Raises DyCokeError for a
     target that holds anything else, a bundle without that build, or a version that is none.
@@ -75,25 +78,28 @@ def write_repository(
     seen = str(bundle_path or bundle.resolve())
     version_ = parse_version(triton_version)
     native = record.backend == "native"
-    chosen = choose_vision(vision, native=native)
+    chosen = choose_vision(vision, build, native=native)
+    if chosen == RTX:
+        read_vision_record(bundle, manifest)
     configs = model_configs(
         manifest,
         record,
         version_,
         seen,
         build=build,
-        threads=threads,
-        vision=chosen,
-        on_gpu=cpp_llm,
         limits=limits or VideoLimits(),
         requests=bounds,
     )
     if cpp_llm:
         configs = with_cpp_llm(configs, manifest, record, f"{seen}/engines/{build}")
     if chosen == TENSORRT and plan_backend:
-        line = _line(bounds, record)
-        plan = replace(plan_config(manifest), **line)
-        configs = [plan if config.name == p.VISION else config for config in configs]
+        vision_ttm = plan_config(manifest)
+    else:
+        place = {"bundle": seen, "build": build, "threads": str(threads)}
+        vision_ttm = vision_config(
+            manifest, place, chosen, gpu=cpp_llm, cuda_graph=vision_cuda_graph
+        )
+    configs.append(replace(vision_ttm, **_line(bounds, record)))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -150,14 +156,11 @@ def model_configs(
     bundle: str,
     *,
     build: str,
-    threads: int,
-    vision: str,
-    on_gpu: bool,
     limits: VideoLimits,
     requests: RequestLimits,
 ) -> list[ModelConfig]:
-    """The six models. triton: the server's version; bundle: its path as the server sees it;
-    on_gpu: embeddings go to the LLM step in the GPU's memory."""
+    """All models but the vision step. triton: the server's version; bundle: its path as the server
+    sees it."""
     place = {"bundle": bundle}
     bounded = {**place, "build": build, **requests.parameters()}
     line = _line(requests, record)
@@ -182,8 +185,6 @@ def model_configs(
         parameters={**bounded, **limits.parameters()},
         **line,
     )
-    step = {**place, "build": build, "threads": str(threads)}
-    vision_ttm = replace(vision_config(manifest, step, vision, gpu=on_gpu), **line)
     llm = ModelConfig(p.LLM, llm_inputs, p.LLM_OUTPUTS, decoupled=True, parameters=bounded)
     postprocessing = ModelConfig(
         p.POSTPROCESSING,
@@ -206,7 +207,7 @@ def model_configs(
         steps=_ensemble_steps(),
         max_inflight=MAX_INFLIGHT if triton >= MAX_INFLIGHT_SINCE else 0,
     )
-    return [preprocessing, vision_ttm, llm, postprocessing, ensemble, bls]
+    return [preprocessing, llm, postprocessing, ensemble, bls]
 
 
 def with_cpp_llm(

@@ -11,39 +11,50 @@ from ..bundle.manifest import Manifest
 from ..core.errors import DyCokeError
 from ..engines.vision_plan import PLAN_FILE, profile_ranges
 from ..runtime import protocol as p
-from ..runtime.vision import NATIVE, TENSORRT
+from ..runtime.vision import KINDS, NATIVE, RTX, TENSORRT
 from .model_config import ModelConfig
 
 PLAN_BACKEND = "tensorrt"  # of Triton, in C++
 AUTO = "auto"
 
 
-def choose_vision(wanted: str, *, native: bool) -> str:
+def choose_vision(wanted: str, build: str, *, native: bool) -> str:
     """What runs the vision step: `auto` is what the build of the LLM brings along.
 
-    native: the LLM is run by the native backend. Raises DyCokeError for a plan that no such build
-    has.
+    native: the LLM is run by the native backend. Raises DyCokeError for an unknown name, and for
+    what cannot stand beside that build.
     """
     if wanted == AUTO:
         return NATIVE if native else TENSORRT
-    if wanted == TENSORRT and native:
+    if wanted not in KINDS:
         raise DyCokeError(
-            "--vision tensorrt is for engines of TensorRT-LLM, which have a plan; with the native "
-            "backend use --vision rtx, or leave it out"
+            f"--vision {wanted!r} is not allowed; allowed: {AUTO}, {', '.join(KINDS)}"
+        )
+    allowed = {"cpu": (NATIVE,), "cuda": (NATIVE, RTX)}.get(build, (TENSORRT, RTX))
+    if wanted not in allowed:
+        raise DyCokeError(
+            f"--vision {wanted} does not go with --target {build}; allowed: {', '.join(allowed)}"
         )
     return wanted
 
 
 def vision_config(
-    manifest: Manifest, place: dict[str, str], vision: str, *, gpu: bool
+    manifest: Manifest, place: dict[str, str], vision: str, *, gpu: bool, cuda_graph: bool
 ) -> ModelConfig:
     """`vision_ttm` in Python. place: parameters `bundle` and `build`, perhaps more. gpu: the
     embeddings stay in the GPU's memory, because the LLM step takes them there."""
+    if cuda_graph and vision != RTX:
+        raise DyCokeError(f"--vision-cuda-graph has no effect with --vision {vision}")
     return ModelConfig(
         p.VISION,
         (p.frames_spec(manifest.vision.image_size),),
         (p.visual_embeds_spec(manifest.llm.hidden, manifest.vision.dtype),),
-        parameters={**place, "vision": vision, "embeds_memory": "gpu" if gpu else "cpu"},
+        parameters={
+            **place,
+            "vision": vision,
+            "embeds_memory": "gpu" if gpu else "cpu",
+            "cuda_graph": "true" if cuda_graph else "false",
+        },
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..bundle.files import open_bundle
 from ..core.errors import DyCokeError
+from ..runtime.vision import RTX, TENSORRT
 from .check import Check
 
 
@@ -36,19 +37,25 @@ def verify_bundle(bundle: Path, source: Path | None = None) -> Iterator[Check]:
     yield from check_llm(bundle, manifest, model)
 
 
-def verify_engines(bundle: Path, target: str) -> Iterator[Check]:
-    """Yields checks of what `dycoke build --target` made: every byte, then the vision plan against
-    ONNX Runtime on the GPU.
+def verify_engines(bundle: Path, target: str, vision: str = TENSORRT) -> Iterator[Check]:
+    """Yields checks of what `dycoke build --target` made: every byte, then the vision engine
+    against ONNX Runtime on the GPU. vision: TENSORRT, the plan of that build, or RTX.
 
     Raises DyCokeError for engines that do not fit this bundle or this machine.
     """
     from ..bundle.record import read_record
+    from ..bundle.vision_record import read_vision_record
     from ..engines.installed import installed, require_tensorrt
-    from .vision_plan import check_vision_plan
+    from ..runtime.vision import load_vision
+    from .vision_plan import check_vision_engine
 
     manifest, directory = open_bundle(bundle), bundle / "engines" / target
     record = read_record(directory, manifest, bundle, installed=installed(), hashes=True)
     yield Check("engine files", True, len(record.files), len(record.files), "files")
     if record.backend == "trtllm":
         require_tensorrt(llm=False)
-        yield from check_vision_plan(bundle, manifest, directory)
+    if vision == RTX:
+        files = read_vision_record(bundle, manifest, hashes=True).files
+        yield Check("engine of TensorRT for RTX", True, len(files), len(files), "files")
+    if vision == RTX or record.backend == "trtllm":
+        yield from check_vision_engine(load_vision(bundle, target, kind=vision), bundle, manifest)

@@ -1,6 +1,7 @@
-"""The vision plan against ONNX Runtime on the same GPU, on the same frames.
+"""A vision engine against ONNX Runtime on the same GPU, on the same frames.
 
-ONNX Runtime hands out no bfloat16: there, the same weights in torch take its place.
+The engine is TensorRT's plan or that of TensorRT for RTX, loaded and run as it is served. ONNX
+Runtime hands out no bfloat16: there, the same weights in torch take its place.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..bundle.manifest import Manifest
 from ..core.errors import DyCokeError
-from ..engines.vision_plan import ONNX_FILE, PLAN_FILE
+from ..engines.vision_plan import ONNX_FILE
+from ..runtime.vision import Vision
 from ..runtime.vision_torch import TorchVision
 from .check import Check
 
@@ -30,25 +32,21 @@ _MOVED = 2  # places that a row may be away
 _SAME = 0.98  # cosine of rows of one token
 
 
-def check_vision_plan(bundle: Path, manifest: Manifest, directory: Path) -> Iterator[Check]:
+def check_vision_engine(
+    vision: Vision, bundle: Path, manifest: Manifest, device: str = "cuda"
+) -> Iterator[Check]:
     """Yields, for each profile's longest video: how far embeddings differ, and whether shapes fit.
 
-    Runs on the GPU. Raises DyCokeError where ONNX Runtime has no CUDA provider.
+    vision: of runtime/vision.py. Raises DyCokeError where ONNX Runtime has no provider for the
+    device.
     """
-    from polygraphy.backend.common import BytesFromPath
-    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
-
-    reference = reference_vision(bundle, manifest.vision.dtype)
+    reference = reference_vision(bundle, manifest.vision.dtype, device)
     bound = BOUNDS[manifest.vision.dtype]
-    with TrtRunner(EngineFromBytes(BytesFromPath(str(directory / PLAN_FILE)))) as runner:
-        for index, frames in enumerate(_longest(manifest)):
-            clip = synthetic_frames(frames, manifest.vision.image_size)
-            runner.set_profile(index)
-            # Polygraphy gives torch tensors for torch tensors, and these alone know bfloat16.
-            given = {"frames": torch.from_numpy(clip).cuda()}
-            found = runner.infer(given)["visual_embeds"].float().cpu().numpy()
-            measured = relative_difference(found, reference(clip), SHARES[manifest.vision.dtype])
-            yield Check(f"vision plan, {frames} frames", measured <= bound, measured, bound, "rel")
+    for frames in _longest(manifest):
+        clip = synthetic_frames(frames, manifest.vision.image_size)
+        found = vision(torch.from_numpy(clip)).float().cpu().numpy()
+        measured = relative_difference(found, reference(clip), SHARES[manifest.vision.dtype])
+        yield Check(f"vision engine, {frames} frames", measured <= bound, measured, bound, "rel")
 
 
 def reference_vision(bundle: Path, dtype: str, device: str = "cuda") -> Callable[[Array], Array]:

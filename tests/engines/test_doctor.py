@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ def test_doctor_here() -> None:
     assert {"GPU", "TensorRT", "TensorRT-LLM", "plugin", "counters", "Triton server"} <= set(found)
     assert "--llm executor" in found["backend tensorrtllm"]["note"]
     assert found["backend tensorrt"]["status"] == "missing"
+    rtx = find_spec("tensorrt_rtx_bindings") is not None
+    assert found["TensorRT for RTX"]["status"] == ("ok" if rtx else "missing")
+    assert report["works"]["vision engines for other GPUs, here"] == rtx
     assert "Python model" in found["backend tensorrt"]["note"]
     assert report["works"]["answers on the CPU"]
     assert report["containers"][0]["tensorrt_llm"] == "1.2.1"

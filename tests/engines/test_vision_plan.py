@@ -14,14 +14,22 @@ from dycoke_trt.bundle.manifest import read_manifest
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
+from dycoke_trt.engines.tensorrt_library import TENSORRT
 from dycoke_trt.engines.this_gpu import visible_gpus
-from dycoke_trt.engines.vision_plan import build_vision_plan, config_options, profile_ranges
+from dycoke_trt.engines.vision_plan import (
+    PLAN_FILE,
+    build_vision_plan,
+    config_options,
+    profile_ranges,
+)
 from dycoke_trt.export.bundle import export_bundle
+from dycoke_trt.runtime.vision import OnnxVision
+from dycoke_trt.runtime.vision_engine import EngineVision
 from dycoke_trt.tests.support import demo_bundle
 from dycoke_trt.verify.vision_plan import (
     BOUNDS,
     SHARES,
-    check_vision_plan,
+    check_vision_engine,
     reference_vision,
     relative_difference,
     synthetic_frames,
@@ -109,6 +117,24 @@ def test_what_the_plan_is_compared_with(tmp_path: Path) -> None:
         reference_vision(bundle, "float16")
 
 
+def test_the_comparison_finds_an_engine_that_is_wrong() -> None:
+    """On a CPU, with ONNX Runtime in the engine's place: right, off by 1 %, and a profile of it."""
+    bundle = demo_bundle(DyCokeConfig())
+    manifest, right = read_manifest(bundle), OnnxVision(bundle, 1)
+
+    def failures(vision: Callable[[torch.Tensor], torch.Tensor]) -> list[str]:
+        checks = list(check_vision_engine(vision, bundle, manifest, "cpu"))
+        assert [check.stage for check in checks] == [
+            "vision engine, 8 frames", "vision engine, 32 frames"
+        ]  # fmt: skip
+        return [check.stage for check in checks if not check.passed]
+
+    assert failures(right) == []
+    assert len(failures(lambda frames: right(frames) * 1.01)) == 2
+    wrong = failures(lambda frames: right(frames).flip(1) if frames.shape[1] > 8 else right(frames))
+    assert wrong == ["vision engine, 32 frames"]
+
+
 @pytest.mark.trt
 @needs_tensorrt
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -118,7 +144,8 @@ def test_the_plan_equals_the_graph(tmp_path: Path, dtype: str) -> None:
     manifest = read_manifest(bundle)
     build_vision_plan(bundle, manifest, tmp_path, tmp_path / "timing.cache")
     assert (tmp_path / "timing.cache").is_file()
-    checks = list(check_vision_plan(bundle, manifest, tmp_path))
+    plan = EngineVision(tmp_path / PLAN_FILE, TENSORRT.load(), again="")
+    checks = list(check_vision_engine(plan, bundle, manifest))
     assert [check for check in checks if not check.passed] == []
 
 
@@ -127,14 +154,9 @@ def in_onnxruntime(bundle: Path, _folder: Path, frames: Frames) -> Rows:
 
 
 def in_tensorrt(bundle: Path, folder: Path, frames: Frames) -> Rows:
-    from polygraphy.backend.common import BytesFromPath
-    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
-
     plan = build_vision_plan(bundle, read_manifest(bundle), folder, folder / "timing.cache")
-    with TrtRunner(EngineFromBytes(BytesFromPath(str(plan)))) as runner:
-        runner.set_profile(0)
-        given = {"frames": torch.from_numpy(frames).cuda()}
-        return np.asarray(runner.infer(given)["visual_embeds"].float().cpu())
+    vision = EngineVision(plan, TENSORRT.load(), again="")
+    return np.asarray(vision(torch.from_numpy(frames)).float().cpu())
 
 
 @pytest.mark.parametrize(

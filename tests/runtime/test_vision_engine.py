@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import sys
+from collections.abc import Iterator
+from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +18,7 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.engines import tensorrt_library
-from dycoke_trt.engines.tensorrt_library import TENSORRT, LoadedLibrary
+from dycoke_trt.engines.tensorrt_library import TENSORRT, TENSORRT_RTX, LoadedLibrary
 from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.runtime import vision_engine
 from dycoke_trt.runtime.vision import OnnxVision
@@ -23,24 +29,35 @@ from dycoke_trt.tests.tensorrt_standin.plan import FOLDER, plan_bytes
 from dycoke_trt.verify.vision_plan import synthetic_frames
 
 AGAIN = "run: dycoke build B --target h100"
+INSIDE = {"cache"}  # of the stand-ins, not of the library
 
 
 @pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> LoadedLibrary:
-    """The stand-in as TensorRT, in the memory of this CPU."""
+def standins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, LoadedLibrary]]:
+    """The stand-ins as both libraries, in the memory of this CPU."""
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setattr(vision_engine, "find_gpu", lambda: torch.device("cpu"))
     tensorrt_library._load.cache_clear()
-    loaded = TENSORRT.load()
-    monkeypatch.delitem(sys.modules, "tensorrt")
+    yield {library.name: library.load() for library in (TENSORRT, TENSORRT_RTX)}
+    for module in ("tensorrt", "tensorrt_rtx"):
+        del sys.modules[module]  # or other tests would take them for NVIDIA's
     tensorrt_library._load.cache_clear()
-    return loaded
 
 
-def engine(bundle: Path, folder: Path, library: LoadedLibrary) -> EngineVision:
+@pytest.fixture
+def library(standins: dict[str, LoadedLibrary]) -> LoadedLibrary:
+    return standins["tensorrt"]
+
+
+@pytest.fixture
+def rtx(standins: dict[str, LoadedLibrary]) -> LoadedLibrary:
+    return standins["rtx"]
+
+
+def engine(bundle: Path, folder: Path, library: LoadedLibrary, **options: Any) -> EngineVision:
     path = folder / "vision_ttm.plan"
     path.write_bytes(plan_bytes(bundle))
-    return EngineVision(path, library, again=AGAIN)
+    return EngineVision(path, library, again=AGAIN, **options)
 
 
 def clip(bundle: Path, frames: int) -> torch.Tensor:
@@ -93,8 +110,8 @@ def test_what_the_library_refuses_is_one_line_with_its_reason(
     with pytest.raises(DyCokeError) as caught:
         EngineVision(path, library, again=AGAIN)
     assert str(caught.value) == (
-        f"{path}: TensorRT 10.14.1.48 cannot load it; {AGAIN} "
-        "(IRuntime::deserializeCudaEngine: Error Code 1: bad magic tag)"
+        f"{path}: TensorRT 10.14.1.48 cannot load it "
+        f"(IRuntime::deserializeCudaEngine: Error Code 1: bad magic tag); {AGAIN}"
     )
     path.write_bytes(b"")
     with pytest.raises(DyCokeError, match="cannot be read"):
@@ -115,3 +132,82 @@ def test_what_is_not_installed_or_broken(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(DyCokeError, match=r"X cannot be imported \(libnvinfer"):
         absent.load()
+
+
+def test_kernels_compiled_on_the_gpu_are_kept_beside_the_engine(
+    tmp_path: Path, rtx: LoadedLibrary
+) -> None:
+    bundle, cache = demo_bundle(DyCokeConfig()), tmp_path / "vision_ttm.runtime-cache"
+    vision = engine(bundle, tmp_path, rtx, runtime_cache=cache)
+    expected = OnnxVision(bundle, 1)(clip(bundle, 8))
+    assert torch.equal(vision(clip(bundle, 8)), expected)
+    assert cache.read_bytes() == b"kernels:profile0"
+    vision(clip(bundle, 32))
+    assert cache.read_bytes() == b"kernels:profile0 profile1"
+    assert [c for c in vision._context.calls if "compile" in c] == [
+        "compile profile0", "compile profile1"
+    ]  # fmt: skip
+
+    again = engine(bundle, tmp_path, rtx, runtime_cache=cache)
+    assert torch.equal(again(clip(bundle, 8)), expected)
+    assert again._context.calls == ["run"]
+
+    cache.write_bytes(b"of another GPU")  # as the library reports by False: compiled again
+    other = engine(bundle, tmp_path, rtx, runtime_cache=cache)
+    other(clip(bundle, 8))
+    assert other._context.calls == ["compile profile0", "run"]
+    assert cache.read_bytes() == b"kernels:profile0"
+
+
+def test_an_engine_on_a_read_only_mount_runs_and_says_why_it_starts_slowly(
+    tmp_path: Path, rtx: LoadedLibrary, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = demo_bundle(DyCokeConfig())
+    vision = engine(bundle, tmp_path, rtx, runtime_cache=tmp_path / "none" / "cache")
+    with caplog.at_level(logging.WARNING):
+        vision(clip(bundle, 4))
+    assert "the runtime cache is not kept" in caplog.text
+
+
+def test_options_of_the_context(tmp_path: Path, rtx: LoadedLibrary) -> None:
+    bundle = demo_bundle(DyCokeConfig())
+    plain = engine(bundle, tmp_path, rtx)
+    assert plain._context.config is None
+    graph = engine(bundle, tmp_path, rtx, cuda_graph=True)
+    assert graph._context.config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+
+
+def test_a_stripped_engine_takes_its_weights_from_the_graph(
+    tmp_path: Path, rtx: LoadedLibrary
+) -> None:
+    bundle = demo_bundle(DyCokeConfig())
+    engine(bundle, tmp_path, rtx, refit=bundle / "vision_ttm.onnx")
+    with pytest.raises(
+        DyCokeError, match=r"cannot take the weights of .*none\.onnx .*dycoke build"
+    ):
+        engine(bundle, tmp_path, rtx, refit=bundle / "none.onnx")
+
+
+def test_an_invalid_engine_is_refused_by_its_header(tmp_path: Path, rtx: LoadedLibrary) -> None:
+    path = tmp_path / "vision_ttm.plan"
+    path.write_bytes(b"old engine" * 100)
+    with pytest.raises(DyCokeError, match=r"\(version mismatch, unsupported cc\); run: dycoke"):
+        EngineVision(path, rtx, again=AGAIN)
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="needs TensorRT for RTX")
+def test_nvidias_library_has_every_name_of_the_standin(standins: dict[str, LoadedLibrary]) -> None:
+    """The runner uses nothing that the stand-ins do not have, so nothing that is not there."""
+    import tensorrt_rtx_bindings as real
+
+    checked = 0
+    for loaded in standins.values():
+        for name, kind in vars(loaded.trt).items():
+            if not inspect.isclass(kind) or name in ("Any", "Path", "Enum"):
+                continue
+            theirs = getattr(real, name)
+            mine = kind.__members__ if issubclass(kind, Enum) else vars(kind)
+            for member in (m for m in mine if not m.startswith("_") and m not in INSIDE):
+                assert hasattr(theirs, member), f"{name}.{member}"
+                checked += 1
+    assert checked > 30

@@ -122,7 +122,9 @@ def test_python_models_pass_embeddings_on_in_the_cpus_memory(bundle: Path, tmp_p
 
 
 def test_the_native_backend_has_no_plan(tmp_path: Path) -> None:
-    with pytest.raises(DyCokeError, match="--vision tensorrt is for engines of TensorRT-LLM"):
+    with pytest.raises(
+        DyCokeError, match="--vision tensorrt does not go with --target cpu; allowed: native"
+    ):
         write_repository(demo_bundle(DyCokeConfig()), tmp_path / "m", vision="tensorrt")
 
 

@@ -25,7 +25,8 @@ class TritonPythonModel:
         self._manifest = open_bundle(bundle)
         threads = int(parameter(args, "threads"))
         build, kind = parameter(args, "build"), parameter(args, "vision")
-        self._vision = load_vision(bundle, build, threads, kind)
+        cuda_graph = parameter(args, "cuda_graph") == "true"
+        self._vision = load_vision(bundle, build, threads, kind, cuda_graph=cuda_graph)
         self._on_gpu = parameter(args, "embeds_memory") == "gpu"
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -1,0 +1,227 @@
+"""The vision step by TensorRT for RTX: one engine for several GPUs, compiled on any machine.
+
+The library parses vision_ttm.onnx and compiles it ahead of time for the compute capabilities that
+are named, without a GPU; on the GPU it compiles further when the engine is first run, and keeps
+that in a cache. It knows GeForce and RTX cards and the data centre's Ampere and Ada; no Hopper, no
+B200.
+
+Followed: NVIDIA's pages on ahead-of-time engines on a CPU and on compute capabilities, TensorRT for
+RTX 1.6; what 1.7.1.116 does without a GPU was tried.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..bundle.files import bundle_hash, open_bundle
+from ..bundle.manifest import Manifest
+from ..bundle.record import engine_files
+from ..bundle.vision_record import DIRECTORY, VisionRecord, write_vision_record
+from ..core.errors import DyCokeError
+from .engine_layers import BEGINNING, EngineLayer, Tensor, check_types, parse_io, parse_layers
+from .targets import NATIVE, TARGETS, Target, find_target
+from .tensorrt_library import TENSORRT_RTX, LoadedLibrary, Messages
+from .this_gpu import visible_gpus
+from .vision_plan import ONNX_FILE, PLAN_FILE, ProfileRange, profile_ranges
+
+CACHE_FILE = "vision_ttm.runtime-cache"  # kernels compiled on the GPU; no part of the record
+INPUT, OUTPUT = "frames", "visual_embeds"
+_ELEMENT = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class CompiledEngine:
+    """plan: the serialised engine, a buffer. io: its tensors by name, (Input or Output, tensor)."""
+
+    plan: Any
+    layers: list[EngineLayer]
+    io: dict[str, tuple[str, Tensor]]
+    activations: int
+    seconds: float
+
+
+def build_rtx_engine(
+    bundle: Path, targets: Sequence[str], *, strip_weights: bool = False, max_batch: int = 1
+) -> Path:
+    """Writes engines/rtx/{vision_ttm.plan, record.json} of a bundle; returns the record's path.
+
+    targets: names of GPUs (engines/targets.py), all served by the one engine. strip_weights: the
+    engine takes its weights from the bundle when it is loaded. max_batch: videos of one call.
+    Raises DyCokeError for a target that the compiler does not know, a graph that it refuses, and an
+    engine that is not what the graph says.
+    """
+    manifest = open_bundle(bundle)
+    library = TENSORRT_RTX.load()
+    sms = compute_capabilities(library, [_named(name) for name in targets])
+    if strip_weights and not visible_gpus():
+        raise DyCokeError(
+            f"--strip-weights: {library} compiles an engine without weights only where a GPU is; "
+            "build there, or leave it out"
+        )
+    vision = manifest.vision
+    ranges = profile_ranges(vision.image_size, vision.max_frames, max_batch)
+    engine = compile_graph(library, bundle / ONNX_FILE, sms, ranges, strip_weights=strip_weights)
+    check_io(engine, manifest, f"{bundle / ONNX_FILE}: the engine of {library}")
+    engines = bundle / "engines"
+    engines.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{DIRECTORY}.", dir=engines))
+    try:
+        (work / PLAN_FILE).write_bytes(engine.plan)
+        record = VisionRecord(
+            bundle_hash=bundle_hash(manifest),
+            library=library.library.title,
+            version=library.version,
+            targets=list(dict.fromkeys(targets)),
+            sms=sms,
+            dtype=vision.dtype,
+            profiles=[(list(r.least), list(r.best), list(r.most)) for r in ranges],
+            weights="stripped" if strip_weights else "included",
+            activations=engine.activations,
+            checked_layers=len(engine.layers),
+            build_seconds=round(engine.seconds, 2),
+            files=engine_files(work),
+        )
+        write_vision_record(work, record)
+        work.chmod(0o755)
+        shutil.rmtree(engines / DIRECTORY, ignore_errors=True)
+        work.rename(engines / DIRECTORY)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return engines / DIRECTORY / "record.json"
+
+
+def compute_capabilities(library: LoadedLibrary, targets: Sequence[Target]) -> list[int]:
+    """What the engine is compiled for, such as [89, 120], sorted.
+
+    Raises DyCokeError for a target that the library does not know, with what serves it instead.
+    """
+    known = known_capabilities(library)
+    for target in targets:
+        if target.sm not in known:
+            served = [name for name in TARGETS if find_target(name).sm in known]
+            raise DyCokeError(
+                f"--target {target.name} is sm_{target.sm}, {library} compiles for "
+                f"{', '.join(f'sm_{sm}' for sm in known)} ({', '.join(served)}); build with "
+                "--vision tensorrt on that GPU, or serve it with --target cuda"
+            )
+    return sorted({target.sm for target in targets})
+
+
+def known_capabilities(library: LoadedLibrary) -> list[int]:
+    """Every compute capability that the installed compiler has a name for."""
+    names = library.trt.ComputeCapability.__members__
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"SM(\d+)", name)))
+
+
+def compile_graph(
+    library: LoadedLibrary,
+    graph: Path,
+    sms: Sequence[int],
+    ranges: Sequence[ProfileRange],
+    *,
+    strip_weights: bool = False,
+) -> CompiledEngine:
+    """Parses `graph` and compiles it; its input is `frames`, and its profiles are `ranges`.
+
+    Raises DyCokeError with the library's first reason where it refuses, and where the engine
+    changed a type that the graph gives.
+    """
+    trt = library.trt
+    begin = time.monotonic()
+    with library.listening() as heard, parsed(library, graph) as (builder, network):
+        config = builder.create_builder_config()
+        config.num_compute_capabilities = len(sms)
+        for index, sm in enumerate(sms):
+            capability = trt.ComputeCapability.__members__[f"SM{sm}"]
+            if not config.set_compute_capability(capability, index):
+                raise DyCokeError(f"{library} does not take sm_{sm}: {heard.first_error()}")
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or layers are not described
+        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is meant where the graph says so
+        if strip_weights:
+            config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        for r in ranges:
+            profile = builder.create_optimization_profile()
+            profile.set_shape(INPUT, r.least, r.best, r.most)
+            config.add_optimization_profile(profile)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise DyCokeError(f"{graph}: {library} built no engine: {heard.first_error()}")
+        description = heard.last(BEGINNING) or ""
+        layers = parse_layers(description)
+        check_types(layers, network, f"{graph}: {library}")
+    seconds = time.monotonic() - begin
+    return CompiledEngine(plan, layers, parse_io(description), _activations(heard), seconds)
+
+
+@contextmanager
+def parsed(library: LoadedLibrary, graph: Path) -> Iterator[tuple[Any, Any]]:
+    """(builder, strongly typed network) of an ONNX file. Raises DyCokeError with the parser's first
+    error, its node included."""
+    trt = library.trt
+    builder = trt.Builder(library.logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, library.logger)  # owns the weights until the block ends
+    if not parser.parse_from_file(str(graph)):
+        raise DyCokeError(f"{graph}: {library} cannot parse it: {_parser_error(parser)}")
+    yield builder, network
+
+
+def check_io(engine: CompiledEngine, manifest: Manifest, who: str) -> None:
+    """Raises DyCokeError where names, types or fixed sizes of the engine's tensors are not the
+    manifest's; an engine whose compiler described nothing passes."""
+    side = manifest.vision.image_size
+    wanted = {
+        INPUT: ("Input", Tensor(INPUT, (-1, -1, 3, side, side), "UInt8")),
+        OUTPUT: (
+            "Output",
+            Tensor(OUTPUT, (-1, -1, manifest.llm.hidden), _ELEMENT[manifest.vision.dtype]),
+        ),
+    }
+    for name, (mode, tensor) in wanted.items():
+        if not engine.io:
+            return
+        found_mode, found = engine.io.get(name, ("nothing", Tensor(name, (), "")))
+        sizes = zip(found.shape, tensor.shape, strict=False)
+        if (
+            (found_mode, found.dtype, len(found.shape)) != (mode, tensor.dtype, len(tensor.shape))
+            or any(expected >= 0 and size != expected for size, expected in sizes)
+            or set(engine.io) != set(wanted)
+        ):
+            raise DyCokeError(
+                f"{who} has {', '.join(engine.io)}, {name} as {found_mode} {found.dtype} "
+                f"{list(found.shape)}; the manifest says {mode} {tensor.dtype} "
+                f"{list(tensor.shape)}"
+            )
+
+
+def _named(name: str) -> Target:
+    if name in NATIVE:
+        raise DyCokeError(
+            f"--vision rtx compiles for GPUs by name, --target {name} is the native backend; "
+            f"allowed: {', '.join(TARGETS)}, this-gpu"
+        )
+    return find_target(name)
+
+
+def _parser_error(parser: Any) -> str:
+    """The first error with its node, in one line."""
+    if not parser.num_errors:
+        return "no reason given"
+    error = parser.get_error(0)
+    node = f"{error.node_operator()} {error.node_name()}: " if error.node_name() else ""
+    return node + " ".join(str(error.desc()).split())
+
+
+def _activations(heard: Messages) -> int:
+    """Bytes of a context: of its largest profile."""
+    pattern = re.compile(r"Total Activation Memory: (\d+) bytes")
+    sizes = [int(match[1]) for _, text in heard.lines if (match := pattern.match(text))]
+    return max(sizes, default=0)
