@@ -7,6 +7,7 @@ Looks are counted and not seconds: when a whole machine was paused, all have mis
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Watch:
         self._server, self._repository, self._life = server, repository, life
         self._hang_seconds, self._is_live, self._is_loaded = hang_seconds, is_live, is_loaded
         self._stubs = stubs_of(server, repository)
+        self._instances = Counter(stub.model for stub in self._stubs)
         self._beats: dict[int, int] = {}
         self._missed: dict[int, int] = {}  # looks in a row without a sign of life
 
@@ -53,9 +55,12 @@ class Watch:
                 return None
             if not isinstance(first, Stub):
                 return f"the server died ({how_it_ended(self._server)})"
-            if self._is_loaded is not None and not self._is_loaded(first.model):
-                self._stubs = stubs_of(self._server, self._repository)  # a client unloaded it
-                continue
+            if self._is_loaded is not None:
+                self._stubs = stubs_of(self._server, self._repository)
+                # A client unloaded it, or loaded it again: its new processes are there by now.
+                left = sum(stub.model == first.model for stub in self._stubs)
+                if not self._is_loaded(first.model) or left >= self._instances[first.model]:
+                    continue
             how = how_it_ended(first.pid)
             return f"model {first.model} died{f' ({how})' if how else ''}"
 

@@ -207,6 +207,12 @@ def test_a_client_that_may_unload_a_model_does_not_end_the_server(tmp_path: Path
         load = f"/v2/repository/models/{ENSEMBLE}/load"
         assert post(server, load, **{HEADER: server.key}) == 200
         server.wait(2)  # a look at the new process: it is watched too
+        (old,) = (s.pid for s in stubs_of(server.pid, repository) if s.model == ENSEMBLE)
+        file = repository / ENSEMBLE / "1" / "model.py"
+        file.write_text(file.read_text() + "\n# changed\n")
+        assert post(server, load, **{HEADER: server.key}) == 200
+        until(lambda: old not in [s.pid for s in stubs_of(server.pid, repository)])
+        server.wait(2)  # loaded again while the old process served: that has ended since
         (stub,) = (s for s in stubs_of(server.pid, repository) if s.model == ENSEMBLE)
         os.kill(stub.pid, signal.SIGKILL)
         with pytest.raises(DyCokeError, match="model dycoke died"):

@@ -144,7 +144,8 @@ def _shape(draw: random.Random) -> Named:
     request = _question(draw)
     tensor = draw.choice(request.inputs)
     tensor.shape[draw.randrange(len(tensor.shape))] = draw.choice((0, 2, 7, 2**40))
-    return request, tensor.name
+    # Triton itself may name the first that does not fit to it.
+    return request, f"{tensor.name}|batch size does not match"
 
 
 def _content(draw: random.Random) -> Named:
@@ -187,7 +188,8 @@ def _prompt(draw: random.Random) -> Named:
     ids = draw.choice(((), (-1,), (2**31 - 1,), tuple(range(1, 4)), (1,) * 5000))
     request = tokens_wanted(ids, draw.choice((0, 1, 2, -1)))
     assert request.model_name == LLM
-    return request, "input_ids|request_output_len|input_lengths"
+    # What the step says of them is in the words of an engine.
+    return request, "prompt|max_tokens|input_ids|request_output_len|input_lengths"
 
 
 _CASES: tuple[Callable[[random.Random], Named], ...] = (

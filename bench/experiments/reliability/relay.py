@@ -57,7 +57,11 @@ class Relay:
         self._upstream.clear()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection(*self._server)
+        try:
+            up_reader, up_writer = await asyncio.open_connection(*self._server)
+        except OSError:  # no server there
+            writer.transport.abort()
+            return
         self._upstream.append(up_writer)
         self._writers += [writer, up_writer]
         for source, target in ((reader, up_writer), (up_reader, writer)):
