@@ -91,7 +91,8 @@ def write_repository(
         requests=bounds,
     )
     if cpp_llm:
-        configs = with_cpp_llm(configs, manifest, record, f"{seen}/engines/{build}")
+        engines = f"{seen}/engines/{build}"
+        configs = with_cpp_llm(configs, manifest, record, engines, bounds.max_queue)
     if chosen == TENSORRT and plan_backend:
         vision_ttm = plan_config(manifest)
     else:
@@ -211,10 +212,15 @@ def model_configs(
 
 
 def with_cpp_llm(
-    configs: list[ModelConfig], manifest: Manifest, record: EngineRecord, engines: str
+    configs: list[ModelConfig],
+    manifest: Manifest,
+    record: EngineRecord,
+    engines: str,
+    max_queue: int,
 ) -> list[ModelConfig]:
     """The same models, with `tensorrt_llm` on TensorRT-LLM's backend in C++, which marks neither
-    begin nor end of a stream. engines: the engine directory as the server sees it."""
+    begin nor end of a stream. engines: the engine directory as the server sees it; max_queue:
+    requests that wait for its batch."""
     unmarked = [name.name for name in p.STREAM_MARKS]
     found = []
     for config in configs:
@@ -226,7 +232,7 @@ def with_cpp_llm(
         elif config.steps:
             config = replace(config, steps=_ensemble_steps(marks=False))
         elif config.name == p.LLM:
-            config = llm_config(manifest, record, engines)
+            config = llm_config(manifest, record, engines, max_queue)
         found.append(config)
     return found
 

@@ -6,6 +6,10 @@ them may be left out was read in NVIDIA/TensorRT-LLM triton_backend/inflight_bat
 model_instance_state.cc at 0c8de69 and c8c6df0 (the same there) and model_state.cc at 5cdd692, whose
 GetParameter throws "Cannot find parameter with name" where there is none. UNGUARDED are read
 outside of any `try`; all others have a default, of which enable_kv_cache_reuse = true must not be.
+
+The line: getExecutorConfigFromParams hands dynamic_batching.default_queue_policy.max_queue_size to
+the executor, whose enqueueRequests (cpp/tensorrt_llm/executor/executorImpl.cpp at 036a60f) refuses
+more than so many beside its batch, decoupled or not. Without it the line has no end.
 """
 
 from __future__ import annotations
@@ -28,6 +32,9 @@ UNGUARDED = (
 _WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 _CANCEL_MILLISECONDS = 100  # how often the backend looks for cancelled requests
 _QUEUE_MICROSECONDS = 0  # in-flight batching needs no waiting for company
+# Where TRTLLM_ORCHESTRATOR=1 spawns a worker, two threads look for messages this often; at 0, the
+# default, without a pause. Ranks under mpirun, as the launcher starts them, have no such threads.
+_RECEIVE_MILLISECONDS = 1
 
 
 def llm_parameters(manifest: Manifest, record: EngineRecord, engines: str) -> dict[str, str]:
@@ -50,6 +57,7 @@ def llm_parameters(manifest: Manifest, record: EngineRecord, engines: str) -> di
         "kv_cache_free_gpu_mem_fraction": f"{record.options.get('kv_fraction', 0.9):g}",
         "exclude_input_in_output": "true",
         "cancellation_check_period_ms": str(_CANCEL_MILLISECONDS),
+        "recv_poll_period_ms": str(_RECEIVE_MILLISECONDS),
         "executor_worker_path": _WORKER,
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
     }
@@ -58,7 +66,10 @@ def llm_parameters(manifest: Manifest, record: EngineRecord, engines: str) -> di
     return parameters
 
 
-def llm_config(manifest: Manifest, record: EngineRecord, engines: str) -> ModelConfig:
+def llm_config(
+    manifest: Manifest, record: EngineRecord, engines: str, max_queue: int
+) -> ModelConfig:
+    """max_queue: requests that wait for the LLM step, beside those of a full batch; > 0."""
     return ModelConfig(
         p.LLM,
         p.llm_inputs(manifest.llm.hidden, manifest.llm.dtype),
@@ -68,5 +79,6 @@ def llm_config(manifest: Manifest, record: EngineRecord, engines: str) -> ModelC
         max_batch=record.max_batch,
         ragged=True,
         queue_microseconds=_QUEUE_MICROSECONDS,
+        max_queue=max_queue,
         parameters=llm_parameters(manifest, record, engines),
     )

@@ -16,6 +16,7 @@ from dycoke_trt.engines.build_plan import plan_build
 from dycoke_trt.engines.model import model_of_bundle
 from dycoke_trt.engines.plugin_nodes import PLUGIN_ABI
 from dycoke_trt.engines.targets import find_target
+from dycoke_trt.runtime.limits import RequestLimits
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 from dycoke_trt.triton_repo import trtllm_launch
 from dycoke_trt.triton_repo.repository import write_repository
@@ -144,7 +145,7 @@ def test_every_parameter_that_the_backend_needs_is_written(
     manifest: Manifest, record: EngineRecord, p: float
 ) -> None:
     changed = manifest.model_copy(update={"dycoke": DyCokeConfig(p=p).to_dict()})
-    given = parameters(llm_config(changed, record, "/e").text())
+    given = parameters(llm_config(changed, record, "/e", max_queue=64).text())
     assert set(given) >= READ_UNGUARDED | NOT_THE_DEFAULT
     assert set(UNGUARDED) == READ_UNGUARDED
     # Guided decoding is off where one of these is empty; none may be a template's ${...}.
@@ -153,11 +154,30 @@ def test_every_parameter_that_the_backend_needs_is_written(
     assert not any("${" in value for value in given.values())
     # Read by std::stoi, std::stof and a list of words: anything else would throw.
     assert given["gpt_model_type"] in ("V1", "v1", "inflight_batching", "inflight_fused_batching")
-    for name in ("max_beam_width", "max_tokens_in_paged_kv_cache", "cancellation_check_period_ms"):
+    for name in (
+        "max_beam_width", "max_tokens_in_paged_kv_cache", "cancellation_check_period_ms",
+        "recv_poll_period_ms",  # at 0 two threads of an orchestrator never pause
+    ):  # fmt: skip
         assert int(given[name]) > 0
     assert 0 < float(given["kv_cache_free_gpu_mem_fraction"]) < 1
     for name in ("enable_kv_cache_reuse", "enable_chunked_context", "exclude_input_in_output"):
         assert given[name] in ("true", "false")
+
+
+def test_the_line_of_the_cpp_backend_is_bounded(bundle: Path, tmp_path: Path) -> None:
+    """Its executor refuses by max_queue_size, which the server's batcher reads too."""
+    folders = (
+        write_repository(bundle, tmp_path / "default", build="h100"),
+        write_repository(
+            bundle, tmp_path / "given", build="h100", requests=RequestLimits(max_queue=7)
+        ),
+    )
+    for folder, most in zip(folders, (RequestLimits.max_queue, 7), strict=True):
+        llm = (folder / "tensorrt_llm" / "config.pbtxt").read_text()
+        (line,) = re.findall(r"^dynamic_batching .*$", llm, re.MULTILINE)
+        policy = f"default_queue_policy {{ max_queue_size: {most} }}"
+        assert line == f"dynamic_batching {{ max_queue_delay_microseconds: 0 {policy} }}"
+        assert "model_transaction_policy { decoupled: true }" in llm
 
 
 def test_parameters_pass_the_refusals_for_every_config(
