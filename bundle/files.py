@@ -33,7 +33,7 @@ def sha256(path: Path) -> str:
 
 def bundle_hash(manifest: Manifest) -> str:
     """Identity of a bundle: engines record it, and are refused for another one."""
-    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
+    return manifest.identity
 
 
 def open_bundle(bundle: Path, *, hashes: bool = False) -> Manifest:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
@@ -93,6 +94,17 @@ class Manifest(_Strict):
     def _valid_config(cls, value: dict[str, Any]) -> dict[str, Any]:
         return DyCokeConfig.from_dict(value).to_dict()
 
+    _identity: str | None = PrivateAttr(default=None)
+
+    @property
+    def identity(self) -> str:
+        """The hash of what bundle.json says, however it is laid out.
+
+        Of the file where it was read, not of this class: a release that knows a field more leaves
+        the engines of older bundles valid.
+        """
+        return self._identity or _identity_of(json.loads(self.model_dump_json()))
+
     @property
     def config(self) -> DyCokeConfig:
         return DyCokeConfig.from_dict(self.dycoke)
@@ -127,8 +139,15 @@ def read_manifest(bundle: Path) -> Manifest:
             f"{path}: schema version {version!r}, this release reads {SCHEMA_VERSION}; export again"
         )
     try:
-        return Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(raw)
+        manifest._identity = _identity_of(raw)
+        return manifest
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DyCokeError(f"{path}: {where}: {first['msg']}; export again") from None
+
+
+def _identity_of(said: Any) -> str:
+    compact = json.dumps(said, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(compact.encode()).hexdigest()

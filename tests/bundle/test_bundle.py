@@ -19,6 +19,10 @@ from dycoke_trt.bundle.manifest import FILE, Manifest, read_manifest
 from dycoke_trt.bundle.record import EngineRecord, read_record, write_record
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.demo import CLIPS_DIR
+from dycoke_trt.runtime.pipeline import Pipeline
+
+BUNDLE_0_1_0 = Path(__file__).parents[1] / "data" / "bundle-0.1.0"
 
 
 def values(parts: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +65,9 @@ def test_round_trip_and_checks(bundle: Path) -> None:
     manifest = open_bundle(bundle, hashes=True)
     assert set(manifest.parts) == {"vision_ttm.onnx", "llm/rank0.safetensors"}
     assert manifest.config == DyCokeConfig(k=0.5)
-    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    again = Manifest.model_validate_json(manifest.model_dump_json())
+    assert again.model_dump() == manifest.model_dump()
+    assert again.identity == manifest.identity
 
 
 def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
@@ -144,6 +150,28 @@ def test_engines_do_not_change_the_identity_of_a_bundle(bundle: Path) -> None:
     write_record(bundle / "engines" / "cpu", record(bundle))
     assert describe_parts(bundle) == read_manifest(bundle).parts
     assert bundle_hash(read_manifest(bundle)) == before
+
+
+def test_a_bundle_of_the_first_release_still_serves() -> None:
+    """Written and built by 0.1.0 on 2026-11-27, kept as it was."""
+    manifest = open_bundle(BUNDLE_0_1_0, hashes=True)
+    record = read_record(BUNDLE_0_1_0 / "engines" / "cpu", manifest, BUNDLE_0_1_0)
+    assert record.bundle_hash.startswith("ba9b43bb20ec")
+    pipeline = Pipeline.from_record(BUNDLE_0_1_0)
+    frames = pipeline.read(CLIPS_DIR / "describe.mp4", 16)
+    answer = pipeline.ask(frames, "What appears first?", max_tokens=8)
+    assert answer.text == " turns"  # as it answered then
+
+
+def test_identity_is_of_what_the_file_says(bundle: Path) -> None:
+    before = read_manifest(bundle).identity
+    path = bundle / "bundle.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said, indent=7))
+    assert read_manifest(bundle).identity == before
+    said["source"]["revision"] = "another"
+    path.write_text(json.dumps(said))
+    assert read_manifest(bundle).identity != before
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, bundle: Path) -> None:
