@@ -133,7 +133,11 @@ async def ask(
     except TimeoutError:
         call.cancel()
         if cancel_after is None:
-            answer.error = f"HANGS: no end within {patience:.0f} s"
+            inputs = ", ".join(tensor.name for tensor in request.inputs)
+            answer.error = (
+                f"HANGS: no end within {patience:.0f} s; {len(answer.times)} responses of "
+                f"{request.model_name} to {inputs}"
+            )
     answer.seconds = time.perf_counter() - begun
     return answer
 
