@@ -51,11 +51,10 @@ def run(stage: Stage, quick: bool) -> Outcome:
         "planted, MB per 1,000": control[POSTPROCESSING],
     }
     caught = control[POSTPROCESSING] > MOST_MB
-    # Over a few hundred requests one page cache more is above the bound: a quick run proves only
-    # that the measurement tells a leak from none.
-    bound = 5 * MOST_MB if quick else MOST_MB
     note = "" if caught else "the planted leak was not found"
-    return Outcome(slopes[worst] <= bound and caught, figures, note)
+    if quick:  # all of it is warm-up: only that the measurement finds a leak is judged
+        return Outcome(caught, figures, note or "too few requests to judge growth")
+    return Outcome(slopes[worst] <= MOST_MB and caught, figures, note)
 
 
 async def _slopes(
