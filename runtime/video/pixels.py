@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...core.errors import DyCokeError
 from .limits import VideoLimits
+from .strips import rgb_strips
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -32,26 +33,20 @@ class PictureMaker:
     def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Raises DyCokeError for a frame of more pixels than allowed, whatever the header says, and
         for an orientation that is none of the eight."""
-        from PIL import Image
-
         self._limits.check("max_pixels", frame.width * frame.height)
-        matrix = self._matrix(frame)
-        # Four bytes a pixel are what Pillow works on: it takes the decoder's memory as it is, and a
-        # picture of 8K is not copied once more.
-        plane: Any = frame.reformat(format="rgb0").planes[0]
-        stored: NDArray[np.uint8] = np.ndarray(
-            (frame.height, frame.width, 4), np.uint8, plane, strides=(plane.line_size, 4, 1)
-        )
-        upright = turn(stored, matrix)
-        height, width = upright.shape[:2]
+        sideways, mirrored, flipped = orientation(self._matrix(frame))
+        width, height = frame.width, frame.height
+        if sideways:
+            width, height = height, width
         self._size = self._size or (width, height)
-        if upright is not stored:
-            upright = plane = np.ascontiguousarray(upright)
-        picture = Image.frombuffer(
-            "RGBX", (width, height), plane, "raw", "RGBX", upright.strides[0], 1
-        )
-        resized = np.asarray(picture.resize(self._size, Image.Resampling.BICUBIC))
-        return np.ascontiguousarray(resized[..., :3])
+        # Pillow resizes rows first and then columns, each pass rounded to bytes: rows can be done a
+        # strip at a time, so that a picture of 8K is never there as RGB.
+        narrow = np.empty((height, self._size[0], 3), np.uint8)
+        for begin, rgb in rgb_strips(frame, columns=sideways):
+            rows = rgb.transpose(1, 0, 2) if sideways else rgb
+            rows = rows[:, ::-1] if mirrored else rows
+            narrow[begin : begin + len(rows)] = _resize(rows, (self._size[0], len(rows)))
+        return _resize(narrow[::-1] if flipped else narrow, self._size)
 
     def _matrix(self, frame: VideoFrame) -> tuple[int, ...] | None:
         # A frame and its side data refer to each other: only the collector frees a frame that was
@@ -67,26 +62,32 @@ class PictureMaker:
         return self._matrices[frame.rotation]
 
 
-def turn(pixels: NDArray[np.uint8], matrix: tuple[int, ...] | None) -> NDArray[np.uint8]:
-    """A view of [H, W, C] as the display matrix (a, b, u, c, d, v, x, y, w) shows it.
+def orientation(matrix: tuple[int, ...] | None) -> tuple[bool, bool, bool]:
+    """Whether a picture is shown with rows for columns, then left for right, then upside down.
 
-    A pixel at (p, q) goes to (a p + c q, b p + d q), up to a shift; libavutil/display.h. A matrix
-    of zeros says nothing. Raises DyCokeError for any other than the eight orientations.
+    matrix: (a, b, u, c, d, v, x, y, w) of the display matrix. A pixel at (p, q) goes to
+    (a p + c q, b p + d q), up to a shift; libavutil/display.h. A matrix of zeros says nothing.
+    Raises DyCokeError for any other than the eight orientations.
     """
-    if matrix is None:
-        return pixels
-    a, b, _, c, d, *_ = matrix
+    a, b, _, c, d, *_ = matrix or (_ONE, 0, 0, 0, _ONE)
     ratio = 64  # how much larger the entries that count are: turned by less than one degree
+    if a == b == c == d == 0:
+        return False, False, False
     if min(abs(a), abs(d)) > ratio * max(abs(b), abs(c)):
-        right, down = a, d
-    elif min(abs(b), abs(c)) > ratio * max(abs(a), abs(d)):
-        pixels = pixels.transpose(1, 0, 2)
-        right, down = c, b
-    elif a == b == c == d == 0:
+        return False, a < 0, d < 0
+    if min(abs(b), abs(c)) > ratio * max(abs(a), abs(d)):
+        return True, c < 0, b < 0
+    shown = ", ".join(f"{value / _ONE:.3f}" for value in (a, b, c, d))
+    raise DyCokeError(
+        f"its display matrix ({shown}) is not allowed; allowed: quarter turns and mirrors"
+    )
+
+
+def _resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """[H, W, 3] at another (width, height)."""
+    from PIL import Image
+
+    pixels = np.ascontiguousarray(pixels)
+    if pixels.shape[1::-1] == size:
         return pixels
-    else:
-        shown = ", ".join(f"{value / _ONE:.3f}" for value in (a, b, c, d))
-        raise DyCokeError(
-            f"its display matrix ({shown}) is not allowed; allowed: quarter turns and mirrors"
-        )
-    return pixels[:: 1 if down > 0 else -1, :: 1 if right > 0 else -1]
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))

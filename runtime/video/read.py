@@ -64,8 +64,9 @@ def _read(
         index = index_packets(container, stream, limits, deadline)
         if _seeking_pays(index, num_frames):
             try:
-                seeker = Seeker(container, stream, index, limits, deadline)
-                return _by_seeking(seeker, num_frames, size, limits)
+                make = PictureMaker(size, limits)
+                seeker = Seeker(container, stream, index, make, limits, deadline)
+                return _by_seeking(seeker, num_frames)
             except Inexact:
                 pass  # costs time, never a wrong frame
     return _by_decoding_all(source, len(index.playing), num_frames, size, limits, deadline)
@@ -77,12 +78,9 @@ def _seeking_pays(index: PacketIndex, num_frames: int) -> bool:
     return (num_frames + 2) * (apart / 2 + 8) < len(index)
 
 
-def _by_seeking(
-    seeker: Seeker, num_frames: int, size: tuple[int, int] | None, limits: VideoLimits
-) -> Tensor:
+def _by_seeking(seeker: Seeker, num_frames: int) -> Tensor:
     times = [seeker.playing[i] for i in sample_indices(len(seeker.playing), num_frames)]
-    make = PictureMaker(size, limits)
-    pictures = {pts: make(seeker.frame(pts)) for pts in dict.fromkeys(times)}
+    pictures = {pts: seeker.picture(pts) for pts in dict.fromkeys(times)}
     return _stack(pictures[pts] for pts in times)
 
 

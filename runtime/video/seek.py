@@ -12,8 +12,12 @@ from collections.abc import Iterator
 from itertools import chain, islice, takewhile
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .index import PacketIndex, packets
 from .limits import Deadline, VideoLimits
+from .pixels import PictureMaker
 from .whole import prepare_decoder
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ class Inexact(Exception):  # noqa: N818 - an outcome, no error
 
 
 class Seeker:
-    """Frames of a stream by their times, in ascending order.
+    """Pictures of a stream's frames by their times, in ascending order.
 
     `playing`: the times of all frames that play. The index's prediction is corrected where decoders
     differ from it most: at the beginning, at the end, and where packets are marked as damaged.
@@ -46,6 +50,7 @@ class Seeker:
         container: InputContainer,
         stream: VideoStream,
         index: PacketIndex,
+        make: PictureMaker,
         limits: VideoLimits,
         deadline: Deadline,
     ) -> None:
@@ -53,20 +58,21 @@ class Seeker:
             raise Inexact("packets without a time of their own")
         prepare_decoder(stream, limits)
         self._container, self._stream, self._index = container, stream, index
+        self._make = make
         self._skips = stream.codec_context.name in _SKIPPERS
         self._deadline = deadline
         self._frames: Iterator[tuple[int, VideoFrame]] = iter(())  # their times too
         self._fed: int | None = None  # packets of the file up to the one fed last; None: not begun
         self._wanted = _ALL  # frames before this time are not needed
         self._rank = 0  # of the next frame among those that play
-        self._kept: dict[int, VideoFrame] = {}  # the first and the last frame
+        self._kept: dict[int, NDArray[np.uint8]] = {}  # pictures of the first and last frame
         self.playing = index.playing
         self._check_beginning()
         self._check_damage()
         self._check_end()
 
-    def frame(self, pts: int) -> VideoFrame:
-        """The frame shown at `pts`, one of `playing`; times ascend from call to call."""
+    def picture(self, pts: int) -> NDArray[np.uint8]:
+        """Of the frame shown at `pts`, one of `playing`; times ascend from call to call."""
         if pts in self._kept:
             return self._kept[pts]
         self._wanted = pts
@@ -83,22 +89,26 @@ class Seeker:
                 raise Inexact(f"the frame at {time} is damaged")
             self._rank = rank + 1
             if time == pts:
-                return frame
+                return self._make(frame)
             if time > pts:
                 break
+            del frame  # or it would stay until the next one is decoded
         raise Inexact(f"no frame comes at {pts}")
 
     def _check_beginning(self) -> None:
         """Where a stream was cut, the first frames lack their references: they are no frames."""
         self._start(0)
-        first = next(self._frames, None)
-        if first is None:
+        times: list[int] = []
+        for time, frame in islice(self._frames, _COMPARED):
+            if not times:
+                self._kept[time] = self._make(frame)
+            times.append(time)
+            del frame
+        if not times:
             raise Inexact("no frame comes from the beginning")
-        times = [first[0], *(time for time, _ in islice(self._frames, _COMPARED - 1))]
         del self.playing[: bisect_left(self.playing, times[0])]
         if times != self.playing[:_COMPARED]:
             raise Inexact("the first frames are not those of the packets")
-        self._kept[first[0]] = first[1]
         self._fed = None
 
     def _check_damage(self) -> None:
@@ -127,16 +137,15 @@ class Seeker:
         self._wanted = tail[0]
         self._start(self._index.start_of(self._wanted))
         times: list[int] = []
-        last = None
         for time, frame in self._frames:
             if time >= tail[0]:
                 times.append(time)
-                last = frame
-        if last is None or times != tail[: len(times)]:
+            if time == tail[-1] and not frame.is_corrupt:
+                self._kept[time] = self._make(frame)
+            del frame
+        if not times or times != tail[: len(times)]:
             raise Inexact("the last frames are not those of the packets")
         del self.playing[len(self.playing) - len(tail) + len(times) :]
-        if not last.is_corrupt:
-            self._kept[times[-1]] = last
         self._fed = None
 
     def _start(self, ordinal: int) -> None:
@@ -187,11 +196,13 @@ class Seeker:
             except av.error.FFmpegError as error:
                 raise Inexact(f"a packet cannot be decoded ({error.strerror})") from None
             self._fed = (self._fed or 0) + 1
-            for frame in frames:
-                if frame.pts is None:
+            while frames:
+                time, kind = frames[0].pts, frames[0].pict_type
+                if time is None:
                     raise Inexact("a frame without a time")
-                if first is not None and frame.pts < first:
+                if first is not None and time < first:
+                    frames.pop(0)
                     continue  # shown before the keyframe: what it refers to was not decoded
-                if frame.pts == first and frame.pict_type not in _INTRA:
+                if time == first and kind not in _INTRA:
                     raise Inexact(f"the packet at {first} is no keyframe")
-                yield frame.pts, frame
+                yield time, frames.pop(0)

@@ -46,6 +46,7 @@ def clip(
         stream.width, stream.height = size
         stream.pix_fmt = pixels
         stream.codec_context.gop_size = keys
+        stream.codec_context.thread_count = 1  # pictures are small: more cost more than they give
         if matrix is not None:
             stream.set_display_matrix(matrix)
         for i in range(count):

@@ -6,12 +6,15 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import av
 import pytest
 import torch
+from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.runtime.video import read
 from dycoke_trt.runtime.video.container import open_stream
 from dycoke_trt.runtime.video.index import index_packets
 from dycoke_trt.runtime.video.limits import VideoLimits
+from dycoke_trt.runtime.video.pixels import PictureMaker
 from dycoke_trt.runtime.video.read import read_video
 from dycoke_trt.runtime.video.seek import Inexact, Seeker
 from dycoke_trt.tests.runtime.video.clips import clip, decoded, sampled
@@ -85,8 +88,9 @@ def by_seeking(data: bytes, count: int, size: int) -> torch.Tensor:
     """Raises Inexact where read_video would decode everything."""
     with open_stream(data, LIMITS) as (container, stream):
         index = index_packets(container, stream, LIMITS, LIMITS.deadline())
-        seeker = Seeker(container, stream, index, LIMITS, LIMITS.deadline())
-        return read._by_seeking(seeker, count, (size, size), LIMITS)
+        make = PictureMaker((size, size), LIMITS)
+        seeker = Seeker(container, stream, index, make, LIMITS, LIMITS.deadline())
+        return read._by_seeking(seeker, count)
 
 
 @pytest.mark.parametrize("kind", SEEKABLE)
@@ -108,6 +112,53 @@ def test_what_seeking_cannot_reach_is_decoded(kind: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(read, "_seeking_pays", lambda *_: True)
     data = (WITHOUT_TIMES | DOUBTFUL)[kind]()
     assert torch.equal(read_video(data, 16, size=24), sampled(decoded(data), 16, 24))
+
+
+def marked(data: bytes) -> bytes:
+    """A transport stream whose receiver says of each packet that it has errors."""
+    packets = bytearray(data)
+    for start in range(2 * 188, len(packets), 188):  # behind the tables
+        packets[start + 1] |= 0x80
+    return bytes(packets)
+
+
+def test_where_every_packet_is_marked_as_damaged_what_decodes_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where a second look at the damage finds no frame at all."""
+    monkeypatch.setattr(read, "_seeking_pays", lambda *_: True)
+    data = marked(clip(container="mpegts", count=30, keys=40, **QUICK))
+    frames = decoded(data)
+    with open_stream(data, LIMITS) as (container, stream):
+        index = index_packets(container, stream, LIMITS, LIMITS.deadline())
+    assert index.doubtful
+    assert torch.equal(read_video(data, 8, size=24), sampled(frames, 8, 24))
+    starts: list[int] = []
+    decode = Seeker._decode
+
+    def once(self, arriving, first):
+        starts.append(1)
+        return decode(self, arriving, first) if len(starts) == 1 else iter(())
+
+    monkeypatch.setattr(Seeker, "_decode", once)
+    with pytest.raises(Inexact, match="damage leaves no frame"):
+        by_seeking(data, 8, 24)
+    starts.clear()
+    assert torch.equal(read_video(data, 8, size=24), sampled(frames, 8, 24))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "libvpx-vp9"])
+def test_a_video_of_which_no_packet_can_be_decoded_is_refused(
+    codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "_seeking_pays", lambda *_: True)
+    data = clip(codec, "matroska", count=12)
+    with av.open(io.BytesIO(data), "r") as source:
+        pictures = [bytes(packet) for packet in source.demux(video=0) if packet.size]
+    for coded in pictures:
+        data = data.replace(coded, b"\xff" * len(coded))
+    with pytest.raises(DyCokeError, match="no frame can be decoded"):
+        read_video(data, 4, size=24)
 
 
 def test_few_frames_of_a_long_video_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,8 +183,6 @@ def test_few_frames_of_a_long_video_are_decoded(monkeypatch: pytest.MonkeyPatch)
 
 def lengthened(data: bytes, copies: int) -> bytes:
     """The same packets again and again, without encoding them (ffmpeg's -stream_loop)."""
-    import av
-
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output, av.open(io.BytesIO(data), "r") as source:
         stream = source.streams.video[0]
