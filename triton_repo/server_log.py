@@ -12,6 +12,10 @@ _LOADED = re.compile(r"successfully loaded '([^']+)'")
 _FAILED = re.compile(r"failed to load '([^']+)' version \d+: \w[\w ]*?: (.*)")
 _BAD_CONFIG = re.compile(r"Poll failed for model directory '([^']+)': (.*)")
 _PORT = re.compile(r"Socket '(\S+):(\d+)' already in use")
+# An exception of C++ that nobody caught ends the server, whatever the models were doing.
+_ABORTED = re.compile(r"^terminate called after throwing an instance of '([^']+)'", re.MULTILINE)
+# Every server without a GPU logs it as an error, and goes on.
+_NO_GPU = "CudaDriverHelper has not been initialized"
 # The Python backend names the place after the error, with line breaks escaped in newer releases.
 _PLACE = re.compile(r"(?:\\n|\n)+At:.*", re.DOTALL)
 
@@ -64,7 +68,9 @@ def explain(log: str) -> str:
         return f"model {match[1]}: {_reason(match[2])}"
     if match := _BAD_CONFIG.search(log):
         return f"model {match[1]}: {_reason(match[2])}"
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    if match := _ABORTED.search(log):
+        return f"it ended by an exception of its own, {match[1]}; start it again"
+    lines = [line.strip() for line in log.splitlines() if line.strip() and _NO_GPU not in line]
     errors = [line for line in lines if re.match(r"E\d{4} |error: |\S*tritonserver: ", line)]
     return (errors or lines or ["the log is empty"])[-1]
 

@@ -303,6 +303,18 @@ def test_options_that_the_launcher_sets_are_refused(tmp_path: Path) -> None:
             "tritonserver: unrecognized option '--nonesuch'\nUsage: tritonserver [options]\n",
             "tritonserver: unrecognized option '--nonesuch'",
         ),
+        (
+            'E1127 22:58:08.7 1 server.cc:241] "CudaDriverHelper has not been initialized."\n'
+            "terminate called after throwing an instance of 'boost::interprocess::lock_exception'\n"
+            "  what():  boost::interprocess::lock_exception\n",
+            "it ended by an exception of its own, boost::interprocess::lock_exception; "
+            "start it again",
+        ),
+        (
+            'E1127 22:58:08.7 1 server.cc:241] "CudaDriverHelper has not been initialized."\n'
+            'I1127 22:58:08.8 1 model_lifecycle.cc:472] "loading: vision_ttm:1"\n',
+            'I1127 22:58:08.8 1 model_lifecycle.cc:472] "loading: vision_ttm:1"',
+        ),
         ("", "the log is empty"),
     ],
 )
