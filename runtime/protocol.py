@@ -108,3 +108,10 @@ def llm_inputs(hidden: int, dtype: str) -> tuple[TensorSpec, ...]:
 
 
 LLM_OUTPUTS = (*TOKENS, *TOKEN_COUNTS, *STREAM_MARKS)
+
+# Between `dycoke_bls` and our LLM step an error is a response like others, [code, message]. Servers
+# before 2.57 lose the address of an error on its way to a model that called another: its caller
+# waits for ever, or another of its calls gets it (python_backend r24.10, infer_response.cc,
+# SaveToSharedMemory: `id` is set for responses without an error only; mended by its #398).
+ERRORS_AS_OUTPUT = optional("errors_as_output", "BOOL")
+ERROR = TensorSpec("error", "BYTES", (2,))

@@ -186,7 +186,13 @@ def model_configs(
         parameters={**bounded, **limits.parameters()},
         **line,
     )
-    llm = ModelConfig(p.LLM, llm_inputs, p.LLM_OUTPUTS, decoupled=True, parameters=bounded)
+    llm = ModelConfig(
+        p.LLM,
+        (*llm_inputs, p.ERRORS_AS_OUTPUT),
+        (*p.LLM_OUTPUTS, p.ERROR),
+        decoupled=True,
+        parameters=bounded,
+    )
     postprocessing = ModelConfig(
         p.POSTPROCESSING,
         (
@@ -197,7 +203,11 @@ def model_configs(
         parameters=place,
     )
     bls = ModelConfig(
-        p.BLS, p.CLIENT_INPUTS, p.CLIENT_OUTPUTS, decoupled=True, parameters={**bounded, **shown}
+        p.BLS,
+        p.CLIENT_INPUTS,
+        p.CLIENT_OUTPUTS,
+        decoupled=True,
+        parameters={**bounded, **shown, p.ERRORS_AS_OUTPUT.name: "true"},
     )
     ensemble = ModelConfig(
         p.ENSEMBLE,
@@ -233,6 +243,9 @@ def with_cpp_llm(
             config = replace(config, steps=_ensemble_steps(marks=False))
         elif config.name == p.LLM:
             config = llm_config(manifest, record, engines, max_queue)
+        elif config.name == p.BLS:
+            no_output = {p.ERRORS_AS_OUTPUT.name: "false"}
+            config = replace(config, parameters={**config.parameters, **no_output})
         found.append(config)
     return found
 

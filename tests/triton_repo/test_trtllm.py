@@ -101,6 +101,8 @@ def test_repository(bundle: Path, record: EngineRecord, tmp_path: Path) -> None:
         assert "is_final" not in texts[name]
     assert 'backend: "python"' in texts["preprocessing"]
     assert parameters(texts["postprocessing"])["publish_counters"] == "true"
+    assert parameters(texts["dycoke_bls"])["errors_as_output"] == "false"
+    assert "errors_as_output" not in llm
     assert "max_inflight_requests" in texts["dycoke"]
 
 

@@ -30,6 +30,7 @@ from .llm_calls import Responses, generate, stop_generation
 from .requests import (
     check_parameters,
     error_response,
+    output_error,
     parameters,
     single,
     tensors,
@@ -61,6 +62,7 @@ class TritonPythonModel:
         bundle = Path(given["bundle"])
         manifest = open_bundle(bundle)
         record = read_record(bundle / "engines" / given["build"], manifest, bundle)
+        self._errors_as_output = given[p.ERRORS_AS_OUTPUT.name] == "true"
         self._limits = RequestLimits.from_parameters(given)
         # As many as the LLM step takes: none waits here, where nothing would be known of it.
         self._most = record.max_batch + self._limits.max_queue
@@ -215,12 +217,17 @@ class TritonPythonModel:
     def _generate(self, request_id: str, inputs: list[Any], sender: Sender) -> Responses:
         """The LLM step's responses. Raises StepError; ends early where the client cancelled."""
         outputs = [spec.name for spec in _LLM_OUTPUTS]
+        if self._errors_as_output:
+            outputs.append(p.ERROR.name)
+            inputs = [*inputs, *tensors({p.ERRORS_AS_OUTPUT.name: np.ones((1, 1), np.bool_)})]
         self._generating[request_id] = sender
         try:
             with closing(generate(request_id, inputs, outputs)) as responses:
                 for response in responses:
                     if response.has_error():
                         raise StepError(response.error())
+                    if (error := output_error(response.output_tensors())) is not None:
+                        raise StepError(error)
                     if response.output_tensors():  # the final flag may come alone
                         yield response
         finally:

@@ -12,7 +12,7 @@ from ...core.errors import DyCokeError
 from ...runtime.native.sampling import Sampling
 from ...runtime.protocol import PROMPT_TABLE
 from ...runtime.stop_words import unpack_words
-from .requests import array, scalar
+from .requests import array, scalar, wants_errors_as_output
 from .sampling_inputs import LLM_NAMES, read_echo, read_sampling
 from .torch_tensors import torch_array
 
@@ -37,6 +37,7 @@ class LlmRequest:
     echo: bool
     count_input: bool
     count_output: bool
+    errors_as_output: bool
 
 
 def read_llm_request(request: Any) -> LlmRequest:
@@ -64,6 +65,7 @@ def read_llm_request(request: Any) -> LlmRequest:
         echo=echo,
         count_input=bool(scalar(request, "return_num_input_tokens")),
         count_output=bool(scalar(request, "return_num_output_tokens")),
+        errors_as_output=wants_errors_as_output(request),
     )
 
 

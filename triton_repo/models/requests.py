@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from ...core.errors import DyCokeError, UnavailableError
+from ...runtime.protocol import ERROR, ERRORS_AS_OUTPUT
 
 
 def parameter(args: Mapping[str, str], name: str) -> str:
@@ -84,5 +85,27 @@ def triton_error(error: BaseException) -> Any:
     return pb_utils.TritonError(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
 
 
-def error_response(error: BaseException) -> Any:
-    return pb_utils.InferenceResponse(output_tensors=[], error=triton_error(error))
+def error_response(error: BaseException, *, as_output: bool = False) -> Any:
+    return failure(triton_error(error), as_output=as_output)
+
+
+def failure(error: Any, *, as_output: bool) -> Any:
+    """A response with a TritonError, or with its code and message as a tensor (protocol.ERROR)."""
+    if not as_output:
+        return pb_utils.InferenceResponse(output_tensors=[], error=error)
+    told = np.array([[error.code().name.encode(), error.message().encode()]], np.object_)
+    return pb_utils.InferenceResponse([pb_utils.Tensor(ERROR.name, told)])
+
+
+def output_error(outputs: Sequence[Any]) -> Any:
+    """The TritonError that `failure` made a tensor of; None where there is none among outputs."""
+    for tensor in outputs:
+        if tensor.name() == ERROR.name:
+            code, message = (part.decode() for part in tensor.as_numpy().reshape(-1))
+            return pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    return None
+
+
+def wants_errors_as_output(request: Any) -> bool:
+    value = array(request, ERRORS_AS_OUTPUT.name)
+    return value is not None and bool(value.any())

@@ -25,7 +25,16 @@ from ...runtime.llm import load_llm
 from ...runtime.native.request import Event, Request
 from .llm_metrics import LlmMetrics
 from .llm_request import LlmRequest, read_llm_request
-from .requests import check_parameters, error_response, parameters, scalar, tensors, triton_error
+from .requests import (
+    check_parameters,
+    error_response,
+    failure,
+    parameters,
+    scalar,
+    tensors,
+    triton_error,
+    wants_errors_as_output,
+)
 from .sender import Sender
 
 _IDLE_SECONDS = 0.1  # how often an idle scheduler looks whether it should end
@@ -69,10 +78,12 @@ class Stream:
             finish, self._queued = self._finish, False
         first, self._first = self._first, False
         if finish == "failed":
-            self.sender.send(_failure(self._error), final=True)
+            told = failure(_told(self._error), as_output=self.request.errors_as_output)
+            self.sender.send(told, final=True)
             return
         if finish == "cancelled" and self._interruption is not None:
-            self.sender.send(error_response(self._interruption), final=True)
+            told = error_response(self._interruption, as_output=self.request.errors_as_output)
+            self.sender.send(told, final=True)
             return
         ids = [*self.request.prompt, *tokens] if self.request.echo else tokens
         values: dict[str, np.ndarray[Any, Any]] = {
@@ -89,12 +100,12 @@ class Stream:
         self.sender.send(response, final=finish is not None)
 
 
-def _failure(error: Exception | None) -> Any:
+def _told(error: Exception | None) -> Any:
     """What a client is told; an error that is no user's has been logged with its trace."""
     if isinstance(error, DyCokeError):
-        return error_response(error)
+        return triton_error(error)
     text = f"the model failed on this request ({type(error).__name__}); the server's log says why"
-    return pb_utils.InferenceResponse([], pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL))
+    return pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL)
 
 
 class TritonPythonModel:
@@ -122,7 +133,8 @@ class TritonPythonModel:
                 self._accept(request, sender)
             except Exception as error:
                 self._metrics.refused()
-                sender.send(error_response(error), final=True)
+                as_output = wants_errors_as_output(request)
+                sender.send(error_response(error, as_output=as_output), final=True)
 
     def finalize(self) -> None:
         self._stopping.set()
