@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.runtime.protocol import LLM
+from dycoke_trt.runtime.protocol import BLS, LLM
 from dycoke_trt.tests.support import demo_bundle, until
 from dycoke_trt.tests.triton_repo.conftest import SERVER_ENVIRONMENT
-from dycoke_trt.tests.triton_repo.streams import connection, metrics, tensor
+from dycoke_trt.tests.triton_repo.streams import ask, connection, metrics, tensor
 from dycoke_trt.triton_repo.health import is_ready
 from dycoke_trt.triton_repo.launcher import RunningServer, serving
 from dycoke_trt.triton_repo.processes import stubs_of
@@ -139,6 +139,29 @@ def test_a_server_that_is_stopped_lets_streams_end(repository: Path) -> None:
     tokens, error = long
     assert 0 < tokens < LONG
     assert "the server ended before the answer was complete" in error
+
+
+def test_streams_of_the_twin_end_with_an_error_of_their_own(repository: Path) -> None:
+    """An error after tokens, through a call from model to model, which servers before 2.57 lose."""
+    # Drawn from all tokens evenly: 499 until the one that ends an answer.
+    wild = {"text_input": "Tell me all of it", "temperature": 1e3, "top_k": 0, "seed": 3}
+    begun = [threading.Event() for _ in range(3)]
+    with ThreadPoolExecutor(len(begun)) as threads:
+        with serving(repository, environment=SERVER_ENVIRONMENT, grace=0) as server:
+            streams = [
+                threads.submit(
+                    ask,
+                    server.grpc,
+                    BLS,
+                    {**wild, "stream": True, "max_tokens": LONG},
+                    on_piece=lambda _, event=event: event.set(),  # type: ignore[misc]
+                )
+                for event in begun
+            ]
+            assert all(event.wait(60) for event in begun)
+        replies = [stream.result(timeout=60) for stream in streams]
+    for reply in replies:
+        assert "the server ended before the answer was complete" in reply.error
 
 
 def test_a_model_that_dies_is_an_error_and_no_hang(repository: Path) -> None:
