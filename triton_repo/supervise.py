@@ -10,7 +10,8 @@ from ..core.errors import DyCokeError
 from .launcher import RunningServer
 
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0  # seconds; doubled by each restart in a row
-_SETTLED = 600.0  # seconds after which a server that runs has its restarts back
+_STEADY = 60.0  # seconds of service after which the next restart is a first one
+_SETTLED = 600.0  # seconds of service after which all restarts are there again
 
 
 def supervise(
@@ -26,7 +27,7 @@ def supervise(
     restarts: in a row, after a server that was ready failed; a first start that fails is final.
     on_ready, say: told of each server that is ready, and of each that failed.
     """
-    used, was_ready = 0, False
+    used, in_a_row, was_ready = 0, 0, False
     while True:
         began = time.monotonic()
         try:
@@ -37,12 +38,15 @@ def supervise(
         except DyCokeError as error:
             if not was_ready:
                 raise
-            if time.monotonic() - began > _SETTLED:
+            served = time.monotonic() - began
+            if served > _SETTLED:
                 used = 0
+            if served > _STEADY:
+                in_a_row = 0
             if used >= restarts:
                 spent = f"; it was restarted {used} times already" if restarts else ""
                 raise DyCokeError(f"{error}{spent}") from None
-            delay = min(_FIRST_DELAY * 2**used, _LONGEST_DELAY)
-            used += 1
+            delay = min(_FIRST_DELAY * 2**in_a_row, _LONGEST_DELAY)
+            used, in_a_row = used + 1, in_a_row + 1
             say(f"{error}; restart {used} of {restarts} in {delay:.0f} s")
             wait(delay)
