@@ -11,7 +11,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..bundle.loading import checked_parts, checked_while_loading
 from ..core.errors import DyCokeError
 
 FILE = "vision_ttm.onnx"
@@ -44,6 +43,8 @@ def load_vision(
         return _plan(bundle, build)
     if kind == RTX:
         return _rtx(bundle, cuda_graph)
+    from ..bundle.loading import checked_parts  # needs pydantic, which a benchmark may lack
+
     if build == "cpu":
         with checked_parts(bundle, FILE):
             return OnnxVision(bundle, threads)
@@ -62,6 +63,7 @@ def load_vision(
 
 def _plan(bundle: Path, build: str) -> Vision:
     from ..bundle.files import open_bundle
+    from ..bundle.loading import checked_while_loading
     from ..bundle.record import FILE as RECORD
     from ..bundle.record import read_record
     from ..engines.installed import installed
@@ -79,6 +81,7 @@ def _plan(bundle: Path, build: str) -> Vision:
 
 def _rtx(bundle: Path, cuda_graph: bool) -> Vision:
     from ..bundle.files import open_bundle
+    from ..bundle.loading import checked_while_loading
     from ..bundle.record import FILE as RECORD
     from ..bundle.vision_record import DIRECTORY, read_vision_record
     from ..engines.tensorrt_library import TENSORRT_RTX

@@ -17,7 +17,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / ".ci" / "system-packages"
 PACKAGES = {
-    "main": {"chromium": "", "openmpi-bin": "", "g++": ""},
+    "main": {"chromium": "", "openmpi-bin": "", "g++": "", "curl": ""},
     "contrib": {"nvidia-support": ""},
     "non-free": {"nsight-systems": "libcuda1", "libcuda1": "nvidia-support"},
 }
@@ -109,7 +109,8 @@ def test_each_component_is_there_once(
     for _ in range(2):  # again: nothing is added twice
         done = apt.run(sys.executable, str(SCRIPT))
         # simulated: nothing was installed, and no package was refused
-        assert (done.returncode, done.stderr) == (1, "not installed: nsys, chromium, mpirun, g++\n")
+        left = "nsys, chromium, mpirun, g++, curl"
+        assert (done.returncode, done.stderr) == (1, f"not installed: {left}\n")
         listed = apt.run("apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT)",
                          "Created-By: Packages").stdout  # fmt: skip
         assert sorted(listed.split("\n")[:-1]) == sorted(
@@ -128,7 +129,7 @@ def test_a_package_that_cannot_be_installed_is_told_with_the_reason_of_apt(tmp_p
     assert done.returncode == 1
     assert "libcuda1 : Depends: nvidia-support but it is not installable" in done.stderr
     assert "contrib" in done.stderr  # the warning of the update
-    assert done.stderr.endswith("not installed: nsys, chromium, mpirun, g++\n")
+    assert done.stderr.endswith("not installed: nsys, chromium, mpirun, g++, curl\n")
 
 
 def test_sources_with_which_the_update_fails_are_removed(tmp_path: Path) -> None:
@@ -153,5 +154,5 @@ def test_without_apt(tmp_path: Path) -> None:
         [sys.executable, str(SCRIPT)], env={"PATH": str(tmp_path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    wanted = "nsight-systems, chromium, openmpi-bin, g++"
+    wanted = "nsight-systems, chromium, openmpi-bin, g++, curl"
     assert (done.returncode, done.stderr) == (1, f"not a Debian system; please install {wanted}\n")

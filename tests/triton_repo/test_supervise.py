@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import pytest
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.triton_repo import supervise as module
 from dycoke_trt.triton_repo.launcher import RunningServer
 from dycoke_trt.triton_repo.supervise import supervise
 
@@ -37,7 +37,7 @@ def test_delays_follow_how_long_servers_lived(
     monkeypatch: pytest.MonkeyPatch, lives: list[float], restarts: int, delays: list[float]
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     services: Iterator[Any] = iter([Service(clock, seconds) for seconds in lives])
     waited: list[float] = []
 
