@@ -17,8 +17,8 @@ from ..runtime.native.blocks import blocks_for
 from ..runtime.native.device import DeviceQwen2
 from ..runtime.native.engine import EngineLimits, NativeEngine
 from ..runtime.native.graphs import GraphDecoder
-from ..runtime.native.request import Event, Request
 from ..runtime.native.weights import LayerWeights, LlmConfig, Weights
+from ..runtime.request import Event, Request
 from ..runtime.vision_torch import TorchVision, VisionShape
 from .gpu_rates import CUDA, DEVICE, seconds, synchronise
 

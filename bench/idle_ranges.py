@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ..runtime.native.request import Event, Request
 from ..runtime.pipeline import Pipeline
+from ..runtime.request import Event, Request
 from ..runtime.stages import ATTENTION, Stage, report_to
 from .machine import machine
 

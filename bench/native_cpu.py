@@ -30,8 +30,8 @@ from ..cost.dims import preset
 from ..runtime.native.blocks import blocks_for
 from ..runtime.native.engine import EngineLimits, NativeEngine
 from ..runtime.native.model import Qwen2
-from ..runtime.native.request import Event, Request
 from ..runtime.native.weights import LayerWeights, LlmConfig, Weights
+from ..runtime.request import Event, Request
 from .machine import machine
 
 TEXT, NEW, BLOCK = 64, 64, 16

@@ -20,8 +20,8 @@ import torch
 from ..bundle.files import open_bundle
 from ..runtime.detokenize import TextStream
 from ..runtime.native.load import load_built_engine
-from ..runtime.native.request import Event, Request
 from ..runtime.preparation import Preparation
+from ..runtime.request import Event, Request
 from ..runtime.stop_words import unpack_words
 from ..runtime.vision import OnnxVision
 from .serving_load import QUESTION, Load, Outcome, answer_loads

@@ -154,8 +154,8 @@ def _ask_here(
         )
     if target == "cpu":
         require("onnxruntime", extra="cpu")
-    from ..runtime.native.sampling import Sampling
     from ..runtime.pipeline import Pipeline
+    from ..runtime.sampling import Sampling
 
     wanted = Sampling(**sampling)
     _refuse_idle(**sampling)

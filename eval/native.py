@@ -14,9 +14,9 @@ from ..export.checkpoint import open_checkpoint
 from ..export.llm import export_llm
 from ..runtime.native.engine import EngineLimits, NativeEngine
 from ..runtime.native.model import Qwen2
-from ..runtime.native.pruning import StepTrace
-from ..runtime.native.request import Event, Request
 from ..runtime.native.weights import load_weights
+from ..runtime.request import Event, Request
+from ..runtime.selection import StepTrace
 from .oracle import Generation, Step
 from .shapes import MAX_NEW_TOKENS, Answerer
 

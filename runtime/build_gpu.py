@@ -18,9 +18,9 @@ from ..core.errors import DyCokeError
 from ..engines.build_plan import plan_build
 from ..engines.model import model_of_bundle
 from ..engines.targets import Target
-from .native.gpu import CUDA, architecture, find_gpu
+from .gpu import CUDA, architecture, find_gpu
 from .native.load import load_engine
-from .native.request import Event, Request
+from .request import Event, Request
 from .vision import load_vision
 
 BLOCKS = (8, 16, 32, 64, 128)  # tokens per KV block that the kernels take

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..bundle.manifest import Manifest
 from ..bundle.record import EngineRecord, read_record
 from ..core.errors import DyCokeError
-from .native.request import check_length
+from .request import check_length
 
 
 @dataclass(frozen=True)

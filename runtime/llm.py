@@ -8,8 +8,8 @@ from typing import Protocol
 from ..bundle.files import open_bundle
 from ..bundle.record import read_record
 from .limits import RequestLimits
-from .native.pruning import SelectionCounts
-from .native.request import Request
+from .request import Request
+from .selection import SelectionCounts
 
 
 class Pool(Protocol):

@@ -17,11 +17,11 @@ from .answer import decode_speed
 from .detokenize import TextStream
 from .native.engine import EngineLimits
 from .native.load import limits_of, load_engine, native_record
-from .native.pruning import StepTrace
-from .native.request import Event, Request
-from .native.sampling import Sampling
 from .preprocess import resize
 from .prompt import PromptBuilder
+from .request import Event, Request
+from .sampling import Sampling
+from .selection import StepTrace
 from .stages import DECODE_VIDEO, DETOKENISE, PREPROCESS, VISION
 from .video.limits import VideoLimits
 from .video.read import read_video

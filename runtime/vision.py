@@ -48,7 +48,7 @@ def load_vision(
     if build == "cpu":
         with checked_parts(bundle, FILE):
             return OnnxVision(bundle, threads)
-    from .native.gpu import find_gpu
+    from .gpu import find_gpu
     from .vision_torch import TorchVision
 
     place = find_gpu()

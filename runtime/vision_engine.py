@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..core.errors import DyCokeError
 from ..engines.tensorrt_library import LoadedLibrary
-from .native.gpu import find_gpu
+from .gpu import find_gpu
 
 INPUT, OUTPUT = "frames", "visual_embeds"
 _DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}

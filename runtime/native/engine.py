@@ -25,13 +25,15 @@ from ...core.config import DyCokeConfig
 from ...core.errors import DyCokeError, TimeLimitError
 from ...core.pool import encode_table
 from ...core.state import ReselectionState, write_context
+from ..request import Event, Finish, Request, check_request
+from ..sampling import sample
+from ..selection import SelectionCounts, StepTrace
+from ..sequence import Sequence
 from ..stages import DECODE_STEP, PREFILL, SAMPLE
 from .blocks import BlockPool, blocks_for
 from .line import Line
 from .model import Qwen2
-from .pruning import Pruner, PruningTables, SelectionCounts, StepTrace
-from .request import Event, Finish, Request, Sequence, check_request
-from .sampling import sample
+from .pruning import Pruner, PruningTables
 from .steps import Lane, StepDecoder
 
 

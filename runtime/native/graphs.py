@@ -24,7 +24,7 @@ from ...kernels.attention import AttentionWorkspace, paged_attention, splits_for
 from ...kernels.common import padded
 from ...kernels.score import MOST_SPLITS, ScoreWorkspace, score_logits
 from ...kernels.select import SelectionOutput, select
-from .pruning import SelectionCounts, StepTrace, Trace
+from ..selection import SelectionCounts, StepTrace, Trace
 from .steps import Lane, StepResult
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ...core.errors import QueueFullError
+from ..request import Request
 from ..stages import QUEUE
-from .request import Request
 
 
 class Waiting(NamedTuple):

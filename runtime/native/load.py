@@ -13,11 +13,11 @@ from ...bundle.loading import checked_parts
 from ...bundle.record import EngineRecord, Installed, read_record
 from ...core.config import DyCokeConfig
 from ...core.errors import DyCokeError
+from ..gpu import CUDA, architecture, find_gpu
 from ..limits import RequestLimits
+from ..selection import StepTrace
 from .engine import EngineLimits, NativeEngine
-from .gpu import CUDA, architecture, find_gpu
 from .model import Qwen2
-from .pruning import StepTrace
 from .weights import load_weights
 
 # A GPU's prefill is fast and its decode step short: larger chunks fill it.

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from .pruning import SelectionCounts, Trace
+from ..selection import SelectionCounts, Trace
 
 
 class Lane(NamedTuple):

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ...bundle.record import EngineRecord
-from ..native.request import Request
-from ..native.sampling import Sampling
+from ..request import Request
+from ..sampling import Sampling
 from .config import executor_config, executor_request
 
 METHODS = (

@@ -16,8 +16,8 @@ import torch
 
 from ...bundle.record import EngineRecord
 from ...core.errors import DyCokeError
-from ..native.request import Request
-from ..native.sampling import Sampling
+from ..request import Request
+from ..sampling import Sampling
 
 MOST_TOP_K = 1024  # TOP_K_MAX of its sampling kernels, which cut a larger one off
 

@@ -23,8 +23,9 @@ from ...core.reselection import FULL, RESELECT, REUSE, UNKNOWN
 from ...engines.counters import counters_path, read_counters
 from ...engines.plugin_nodes import COUNTERS
 from ..limits import RequestLimits
-from ..native.pruning import SelectionCounts
-from ..native.request import Event, Finish, Request, Sequence, check_request
+from ..request import Event, Finish, Request, check_request
+from ..selection import SelectionCounts
+from ..sequence import Sequence
 from .config import check_limits, executor_config, executor_request
 
 _DECISIONS = {"full": FULL, "reused": REUSE, "reselected": RESELECT, "unknown": UNKNOWN}

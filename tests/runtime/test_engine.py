@@ -10,8 +10,8 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError, QueueFullError
 from dycoke_trt.core.reselection import RESELECT
 from dycoke_trt.runtime.native.engine import EngineLimits
-from dycoke_trt.runtime.native.pruning import StepTrace
-from dycoke_trt.runtime.native.sampling import Sampling
+from dycoke_trt.runtime.sampling import Sampling
+from dycoke_trt.runtime.selection import StepTrace
 from dycoke_trt.tests.runtime.tiny import VOCAB, video_prompt
 
 PRUNED = DyCokeConfig(l=2, p=0.5)

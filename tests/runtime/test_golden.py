@@ -13,9 +13,9 @@ from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
 from dycoke_trt.runtime.native.engine import EngineLimits, NativeEngine
 from dycoke_trt.runtime.native.model import Qwen2
-from dycoke_trt.runtime.native.pruning import StepTrace
-from dycoke_trt.runtime.native.request import Event, Request
 from dycoke_trt.runtime.native.weights import LlmConfig, Weights, load_weights
+from dycoke_trt.runtime.request import Event, Request
+from dycoke_trt.runtime.selection import StepTrace
 from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

@@ -1,4 +1,4 @@
-"""Sampling, block ownership and paged attention of the native backend, each against a slow form."""
+"""Block ownership and paged attention of the native backend, each against a slow form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from dycoke_trt.core import attention as reference
 from dycoke_trt.core import pool as kv_pool
-from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.core.pool import PoolLayout, encode_table
 from dycoke_trt.runtime.native.attention import (
     DecodeContext,
@@ -16,7 +15,6 @@ from dycoke_trt.runtime.native.attention import (
 )
 from dycoke_trt.runtime.native.blocks import BlockPool, blocks_for
 from dycoke_trt.runtime.native.linear import SLICE, few_rows
-from dycoke_trt.runtime.native.sampling import Sampling, sample
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,41 +45,6 @@ def test_freeing_twice_is_a_bug() -> None:
     with pytest.raises(ValueError, match="free already"):
         pool.release(blocks)
     assert [blocks_for(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("temperature", -1.0), ("temperature", float("nan")),
-        ("temperature", float("inf")), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5),
-        ("top_p", float("nan")), ("seed", -1), ("seed", 2**64),
-    ],
-)  # fmt: skip
-def test_sampling_refuses(field: str, value: float) -> None:
-    with pytest.raises(DyCokeError, match=f"{field}="):
-        Sampling(**{field: value})
-
-
-def test_sampling_frequencies() -> None:
-    logits = torch.tensor([1.0, 3.0, 2.0, 0.0, -1.0])
-    generator = Sampling(seed=2**64 - 1).generator()
-
-    def draw(**options: float) -> set[int]:
-        sampling = Sampling(**{"top_k": 0, **options})
-        return {sample(logits, sampling, generator) for _ in range(400)}
-
-    assert sample(logits, Sampling(), generator) == 1
-    assert draw(temperature=0.0) == draw(temperature=0.0, top_k=3, top_p=0.5) == {1}
-    assert draw(temperature=5.0) == {0, 1, 2, 3, 4}
-    assert draw(top_k=2) == {1, 2}
-    assert draw(temperature=0.01) == {1}
-    # Masses: 0.64, 0.24, 0.09, ...: the smallest set that reaches 0.7 has two tokens.
-    assert draw(top_p=0.7) == {1, 2}
-    assert draw(top_p=0.6) == {1}
-    counts = torch.zeros(5)
-    for _ in range(3000):
-        counts[sample(logits, Sampling(top_k=0), generator)] += 1
-    torch.testing.assert_close(counts / 3000, logits.softmax(0), atol=0.04, rtol=0)
 
 
 @given(

@@ -12,8 +12,8 @@ from dycoke_trt.demo.preprocess import to_pixels
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, make_sample
 from dycoke_trt.demo.tokenizer import build_prompt
 from dycoke_trt.eval.shapes import Answerer
-from dycoke_trt.runtime.native.request import Event, Request
 from dycoke_trt.runtime.pipeline import Pipeline
+from dycoke_trt.runtime.request import Event, Request
 from dycoke_trt.tests.support import demo_bundle
 
 SAMPLES = 100

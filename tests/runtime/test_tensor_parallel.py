@@ -15,7 +15,7 @@ from dycoke_trt.runtime.native.blocks import blocks_for
 from dycoke_trt.runtime.native.engine import NativeEngine
 from dycoke_trt.runtime.native.model import Qwen2
 from dycoke_trt.runtime.native.ranks import load_ranks
-from dycoke_trt.runtime.native.request import Event, Request
+from dycoke_trt.runtime.request import Event, Request
 
 PROMPT, NEW, BLOCK = 40, 24, 8
 

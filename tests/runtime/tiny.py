@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from dycoke_trt.runtime.native.engine import NativeEngine
-from dycoke_trt.runtime.native.request import Event, Request
 from dycoke_trt.runtime.native.weights import LlmConfig, Weights, collect
+from dycoke_trt.runtime.request import Event, Request
 
 VOCAB = 50
 CONFIG = LlmConfig(

@@ -30,9 +30,9 @@ from dycoke_trt.engines.cpu import build_cpu
 from dycoke_trt.engines.doctor import counters_finding
 from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.runtime.native.load import load_engine
-from dycoke_trt.runtime.native.request import Event, Request
 from dycoke_trt.runtime.pipeline import Pipeline
 from dycoke_trt.runtime.protocol import BLS, ENSEMBLE, LLM, VISION
+from dycoke_trt.runtime.request import Event, Request
 from dycoke_trt.runtime.video.read import read_video
 from dycoke_trt.runtime.vision_torch import TorchVision
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke, until

@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils
 from ...bundle.manifest import Manifest
 from ...core.reselection import FULL, RESELECT, REUSE, UNKNOWN
 from ...runtime.llm import LlmEngine
-from ...runtime.native.request import Event
+from ...runtime.request import Event
 from .llm_request import LlmRequest
 
 PUBLISH_SECONDS = 0.01

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ...core.errors import DyCokeError
-from ...runtime.native.sampling import Sampling
 from ...runtime.protocol import PROMPT_TABLE
+from ...runtime.sampling import Sampling
 from ...runtime.stop_words import unpack_words
 from .requests import array, scalar, wants_errors_as_output
 from .sampling_inputs import LLM_NAMES, read_echo, read_sampling

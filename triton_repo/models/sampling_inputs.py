@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...core.errors import DyCokeError
-from ...runtime.native.sampling import Sampling
 from ...runtime.protocol import ANSWER_INPUTS
+from ...runtime.sampling import Sampling
 from .requests import scalar
 
 # By the client's names.

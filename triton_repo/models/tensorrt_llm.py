@@ -22,7 +22,7 @@ from ...bundle.files import open_bundle
 from ...core.errors import DyCokeError
 from ...runtime.limits import RequestLimits
 from ...runtime.llm import load_llm
-from ...runtime.native.request import Event, Request
+from ...runtime.request import Event, Request
 from .llm_metrics import LlmMetrics
 from .llm_request import LlmRequest, read_llm_request
 from .requests import (

@@ -18,10 +18,10 @@ from dycoke_trt.runtime.native.device import DeviceQwen2
 from dycoke_trt.runtime.native.engine import EngineLimits, NativeEngine
 from dycoke_trt.runtime.native.graphs import GraphDecoder
 from dycoke_trt.runtime.native.model import Qwen2
-from dycoke_trt.runtime.native.pruning import StepTrace
-from dycoke_trt.runtime.native.sampling import Sampling
 from dycoke_trt.runtime.native.steps import Lane
 from dycoke_trt.runtime.native.weights import load_weights
+from dycoke_trt.runtime.sampling import Sampling
+from dycoke_trt.runtime.selection import StepTrace
 from dycoke_trt.runtime.vision import FILE
 from dycoke_trt.runtime.vision_torch import TorchVision
 from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, INTERPRETED, TOLERANCE

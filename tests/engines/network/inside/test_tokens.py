@@ -16,8 +16,8 @@ from dycoke_trt.core.pool import PoolLayout
 from dycoke_trt.export.llm_reader import read_llm
 from dycoke_trt.runtime.native.engine import EngineLimits, NativeEngine
 from dycoke_trt.runtime.native.model import Qwen2
-from dycoke_trt.runtime.native.request import Event, Request
 from dycoke_trt.runtime.native.weights import llm_config, load_weights
+from dycoke_trt.runtime.request import Event, Request
 from dycoke_trt.tests.engines.network.attention import PagedAttention
 from dycoke_trt.tests.engines.network.evaluate import evaluate, gemm
 from dycoke_trt.tests.engines.network.executor import Executor, Running

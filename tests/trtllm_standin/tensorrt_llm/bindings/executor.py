@@ -24,10 +24,10 @@ from typing import Any
 from dycoke_trt.bundle.files import open_bundle
 from dycoke_trt.core.reselection import FULL, RESELECT, REUSE, UNKNOWN
 from dycoke_trt.engines.counters import counters_path
-from dycoke_trt.runtime.native import request as native
+from dycoke_trt.runtime import request as native
 from dycoke_trt.runtime.native.engine import EngineLimits
 from dycoke_trt.runtime.native.load import load_engine
-from dycoke_trt.runtime.native.sampling import Sampling
+from dycoke_trt.runtime.sampling import Sampling
 from dycoke_trt.tests.trtllm_standin.values import (
     BatchingType,
     Bound,

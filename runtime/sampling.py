@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...core.errors import DyCokeError
+from ..core.errors import DyCokeError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-from ...core.errors import DyCokeError
+from ..core.errors import DyCokeError
 
 CUDA = "cuda"  # the target of builds for it, and the name of its folder below engines/
 OLDEST = (8, 0)  # compute capability: bf16, and the oldest architecture kernels are compiled for
@@ -20,7 +20,7 @@ def find_gpu() -> torch.device:
     """
     if find_spec("triton") is None:
         raise DyCokeError("triton is not installed; run: pip install 'dycoke-trt[kernels]'")
-    from ...kernels.interpreter import INTERPRETED
+    from ..kernels.interpreter import INTERPRETED
 
     if INTERPRETED:
         return torch.device("cpu")

@@ -1,17 +1,14 @@
-"""A generation request, what it yields, and its progress inside the engine."""
+"""A generation request and what it yields: the contract of every LLM backend."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from ...core.errors import DyCokeError
-from ..stopping import WordMatcher
+from ..core.errors import DyCokeError
 from .sampling import Sampling
 
 Finish = Literal["end", "stop", "length", "cancelled", "failed"]
@@ -47,58 +44,6 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     end_ids: frozenset[int] = frozenset()
     stop: tuple[tuple[int, ...], ...] = ()
-
-
-@dataclass
-class Sequence:
-    """A request that owns KV blocks."""
-
-    request: Request
-    blocks: list[int]
-    generator: torch.Generator
-    prefilled: int = 0  # prompt tokens in the pool
-    tokens: list[int] = field(default_factory=list)  # generated; the last one is not in the pool
-    delivered: int = 0
-    finish: Finish | None = None
-    begun: float = field(default_factory=time.monotonic)  # seconds
-
-    def __post_init__(self) -> None:
-        self._stop = WordMatcher(self.request.stop)
-
-    @property
-    def decoding(self) -> bool:
-        return self.prefilled == len(self.request.prompt) and self.finish is None
-
-    @property
-    def length(self) -> int:
-        """Tokens in context when the newest token is fed."""
-        return len(self.request.prompt) + len(self.tokens)
-
-    def append(self, token: int) -> Event | None:
-        """Takes the next token; returns what can be delivered now, None if nothing.
-
-        Tokens that may be the beginning of a stop sequence wait until that is decided.
-        """
-        request = self.request
-        if token in request.end_ids:
-            return self.end("end", len(self.tokens))
-        self.tokens.append(token)
-        if matched := self._stop.push(token):
-            # Never take back what was delivered: a prefix of `stop` was always held.
-            return self.end("stop", len(self.tokens) - matched)
-        if len(self.tokens) == request.max_tokens:
-            return self.end("length", len(self.tokens))
-        ready = len(self.tokens) - self._stop.held
-        if ready <= self.delivered:
-            return None
-        event = Event(request.request_id, self.tokens[self.delivered : ready], None)
-        self.delivered = ready
-        return event
-
-    def end(self, finish: Finish, upto: int) -> Event:
-        """The last event, with what was generated before `upto` and not delivered yet."""
-        self.finish = finish
-        return Event(self.request.request_id, self.tokens[self.delivered : upto], finish)
 
 
 def check_request(
