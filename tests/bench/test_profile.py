@@ -146,7 +146,7 @@ def test_stages_cover_requests_and_a_delay_moves_its_stage_alone(
     assert rows(summary)["sample"]["count"] == steps + REQUESTS
     assert rows(summary)["score"]["count"] == rows(summary)["select"]["count"] == steps
 
-    plain, planted = Qwen2.prefill, 0.2
+    plain, planted = Qwen2.prefill, 0.5  # stages take milliseconds, 0.1 s on a busy machine
 
     def late(*args: Any) -> Any:
         time.sleep(planted)  # the fault that is looked for
@@ -323,7 +323,7 @@ def test_a_server_under_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     # other work runs. docs/profiling.md has shares that were measured.
     assert summary["coverage"] > 0.7
 
-    planted = 0.2
+    planted = 0.5
     late = LATE.replace("PLANTED", str(planted))
     (tmp_path / "sitecustomize.py").write_text(LATE_PREFILL.replace("{late!r}", repr(late)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
