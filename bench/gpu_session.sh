@@ -63,7 +63,7 @@ for part in $parts; do
       ;;
     bench)
       seconds=${BENCH_SECONDS:-460}
-      run bench $((seconds + 30)) "$python" -m dycoke_trt.bench.gpu -o "$folder/bench.json" \
+      run bench $((seconds + 30)) "$python" -m dycoke_trt.bench.experiments.gpu -o "$folder/bench.json" \
         --seconds "$seconds" ${BENCH_ARGS:-}
       ;;
     sanitize)

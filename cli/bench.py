@@ -14,9 +14,9 @@ import typer
 from .options import require
 
 if TYPE_CHECKING:
-    from ..bench.load import Load
-    from ..bench.sweep import Cell, Target
-    from ..bench.workload import Question
+    from ..bench.load.sweep import Cell, Target
+    from ..bench.load.traffic import Load
+    from ..bench.load.workload import Question
 
 INTERRUPTED = 130  # exit status, as shells give it after Ctrl-C
 
@@ -69,8 +69,8 @@ def bench(
 ) -> None:
     """Load a server in a closed loop or with Poisson arrivals; Ctrl-C keeps what there is."""
     require("tritonclient", extra="client")
+    from ..bench.load.sweep import sweep
     from ..bench.machine import machine
-    from ..bench.sweep import sweep
     from ..core.errors import DyCokeError
 
     if requests < 1 or warmup < 0 or (rounds is not None and rounds < 1):
@@ -119,7 +119,7 @@ def bench(
 def _loads(
     requests: int, concurrency: str | None, rate: str | None, seed: int | None
 ) -> list[Load]:
-    from ..bench.load import Load
+    from ..bench.load.traffic import Load
     from ..core.errors import DyCokeError
 
     if rate is not None and concurrency is not None:
@@ -155,7 +155,7 @@ def _questions(
     max_tokens: int,
 ) -> tuple[list[Question], str]:
     """What is asked, and how a report calls it."""
-    from ..bench.workload import question_about, read_questions, shapes_questions
+    from ..bench.load.workload import question_about, read_questions, shapes_questions
     from ..core.errors import DyCokeError
 
     if [video, suite, file].count(None) != 2 or (question is None) != (video is None):
@@ -184,7 +184,7 @@ def _servers(wanted: Sequence[str]) -> Iterator[list[Target]]:
     import re
     from contextlib import ExitStack
 
-    from ..bench.sweep import Target
+    from ..bench.load.sweep import Target
     from ..bundle.files import open_bundle
     from ..core.errors import DyCokeError
 
@@ -236,9 +236,9 @@ def _progress(total: int) -> Iterator[tuple[Any, Any]]:
 
 
 def _write(report: dict[str, Any], cells: Sequence[Cell], output: Path) -> None:
-    from ..bench.load_page import load_page
-    from ..bench.load_rows import write_requests
-    from ..bench.sweep import summarise_sweep
+    from ..bench.load.page import load_page
+    from ..bench.load.rows import write_requests
+    from ..bench.load.sweep import summarise_sweep
 
     report |= summarise_sweep(cells, report["ttft_limit"])
     output.mkdir(parents=True, exist_ok=True)
@@ -255,8 +255,8 @@ def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..bench.profile_page import digits
-    from ..bench.sweep import METRICS
+    from ..bench.load.sweep import METRICS
+    from ..bench.profile.page import digits
 
     limit = report["ttft_limit"]
     table = Table(title="ms at p50/p90/p99", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))

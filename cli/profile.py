@@ -66,8 +66,8 @@ def profile(
         require("onnxruntime", extra="cpu")
     if mode == "server":
         require("tritonclient", extra="server")
-    from ..bench.profile import profile as record
-    from ..bench.profile_run import Plan
+    from ..bench.profile.program import Plan
+    from ..bench.profile.report import profile as record
 
     plan = Plan(
         bundle=str(bundle), video=str(video), question=question, answers="", mode=mode,
@@ -107,7 +107,7 @@ def _find(source: str, path: Path | None) -> Any:
     """nsys with what it needs, or None for torch.profiler, which `auto` takes without them."""
     from importlib.util import find_spec
 
-    from ..bench.profile_nsys import find_nsys
+    from ..bench.profile.nsys import find_nsys
     from ..core.errors import DyCokeError
 
     if source == "torch":

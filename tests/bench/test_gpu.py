@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dycoke_trt.bench.gpu import NEEDED, SETTINGS, THEIRS, ModelBench, Sizes, measure
-from dycoke_trt.bench.gpu_targets import target_lines, targets
+from dycoke_trt.bench.experiments.gpu.__main__ import (
+    NEEDED,
+    SETTINGS,
+    THEIRS,
+    ModelBench,
+    Sizes,
+    measure,
+)
+from dycoke_trt.bench.experiments.gpu.targets import target_lines, targets
 from dycoke_trt.cost.dims import preset
 
 RATES = {"read_bytes_per_s": 4e12, "copy_bytes_per_s": 4e12, "bf16_flops": 7e14}
@@ -23,7 +30,7 @@ def bench() -> ModelBench:
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     done = subprocess.run(
-        [sys.executable, "-m", "dycoke_trt.bench.gpu", "--tiny", "-o", str(out)],
+        [sys.executable, "-m", "dycoke_trt.bench.experiments.gpu", "--tiny", "-o", str(out)],
         env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True, text=True,
     )  # fmt: skip

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dycoke_trt.bench.chart import Line, line_chart
-from dycoke_trt.bench.compare import compare
-from dycoke_trt.bench.load import Load, Sent, summarise_load
-from dycoke_trt.bench.step_statistics import add, grown, step_rows
-from dycoke_trt.bench.sweep import Cell, Target, summarise_sweep
-from dycoke_trt.bench.workload import read_questions
+from dycoke_trt.bench.load.chart import Line, line_chart
+from dycoke_trt.bench.load.compare import compare
+from dycoke_trt.bench.load.step_statistics import add, grown, step_rows
+from dycoke_trt.bench.load.sweep import Cell, Target, summarise_sweep
+from dycoke_trt.bench.load.traffic import Load, Sent, summarise_load
+from dycoke_trt.bench.load.workload import read_questions
 from dycoke_trt.core.errors import DyCokeError
 
 CLIP = Path(__file__).parents[2] / "demo" / "clips" / "colour.mp4"

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dycoke_trt.bench.profile_nsys import find_nsys
-from dycoke_trt.bench.profile_page import page
-from dycoke_trt.bench.profile_run import Plan, run
-from dycoke_trt.bench.profile_summary import own_times, summarise
-from dycoke_trt.bench.profile_trace import Kernel, Range, Trace, read_nsys, read_torch
+from dycoke_trt.bench.profile.nsys import find_nsys
+from dycoke_trt.bench.profile.page import page
+from dycoke_trt.bench.profile.program import Plan, run
+from dycoke_trt.bench.profile.summary import own_times, summarise
+from dycoke_trt.bench.profile.trace import Kernel, Range, Trace, read_nsys, read_torch
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.runtime.native.model import Qwen2
@@ -340,7 +340,7 @@ def test_the_importer_that_debian_hides_is_found() -> None:
 
 def test_floors_are_those_of_dycoke_floors() -> None:
     """A 0.5B's manifest, and what the command prints for the same prompt, answer and blocks."""
-    from dycoke_trt.bench.profile import stage_floors
+    from dycoke_trt.bench.profile.report import stage_floors
     from dycoke_trt.bundle.manifest import read_manifest
     from dycoke_trt.cost.dims import preset
     from dycoke_trt.cost.gpus import gpu

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from dycoke_trt.bench.profile_page import page
-from dycoke_trt.bench.profile_summary import summarise
-from dycoke_trt.bench.profile_trace import Trace, read_nsys
+from dycoke_trt.bench.profile.page import page
+from dycoke_trt.bench.profile.summary import summarise
+from dycoke_trt.bench.profile.trace import Trace, read_nsys
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.tests.bench.chromium import BINARY, chromium
 from dycoke_trt.tests.support import demo_bundle, dycoke

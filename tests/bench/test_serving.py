@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from dycoke_trt.bench.serving import figures, summarise
-from dycoke_trt.bench.serving_load import Outcome, cpu_seconds
+from dycoke_trt.bench.experiments.serving.__main__ import figures, summarise
+from dycoke_trt.bench.experiments.serving.load import Outcome, cpu_seconds
 
 
 def process(proc: Path, pid: int, parent: int, *ticks: int) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import Any
 
-from ..core.errors import DyCokeError
-from ..runtime.protocol import BLS, ENSEMBLE, LLM, POSTPROCESSING, PREPROCESSING, VISION
+from ...core.errors import DyCokeError
+from ...runtime.protocol import BLS, ENSEMBLE, LLM, POSTPROCESSING, PREPROCESSING, VISION
 
 Counters = dict[str, dict[str, int]]  # model -> counts and nanoseconds
 _ORDER = (ENSEMBLE, BLS, PREPROCESSING, VISION, LLM, POSTPROCESSING)

@@ -1,6 +1,6 @@
 """Sampled frames of long and of large videos: the product against decord, in turns.
 
-    flock LOCK python -m dycoke_trt.bench.video [--other PYTHON] [--repeats 3] [-o FILE]
+    flock LOCK python -m dycoke_trt.bench.experiments.video [--other PYTHON] [--repeats 3] [-o FILE]
 
 --other: a Python that has decord (its wheel wants numpy and no torch). Inputs are made here: one
 clip of moving pictures, encoded once and repeated by copying its packets to 10 minutes of 720p and
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from .machine import machine
+from ..machine import machine
 
 FRAMES, SIDE = 16, 384
 KEYS = ("seconds", "processor_seconds", "peak_mib")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from ..html import document, table
+from ..profile.page import digits, milliseconds
 from .chart import Line, legend, line_chart
-from .html import document, table
-from .profile_page import digits, milliseconds
 from .sweep import METRICS
 
 

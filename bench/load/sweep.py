@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .compare import compare
-from .load import Load, Sent, run_load, summarise_load
 from .step_statistics import Counters, add, grown, read_counters, step_rows
+from .traffic import Load, Sent, run_load, summarise_load
 from .workload import Question
 
 # What is compared between two servers, and what to call it.

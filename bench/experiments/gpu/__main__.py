@@ -1,6 +1,6 @@
 """One GPU, one command: machine rates, kernels next to their floors, serving, transformers.
 
-    python -m dycoke_trt.bench.gpu [-o FILE] [--models llava-ov-7b,llava-ov-0.5b] [--seconds 460]
+    python -m dycoke_trt.bench.experiments.gpu [-o FILE] [--models NAME,NAME] [--seconds 460]
 
 Weights and videos are random; shapes are those of the checkpoints with 32 frames. What the targets
 need comes first; a cell that would take longer than the time that is left, or more memory than
@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..core.config import DyCokeConfig
-from ..cost.dims import LlmDims, ModelDims, VisionDims, preset
-from ..cost.floors import Workload, floors
-from ..cost.gpus import Gpu
-from . import gpu_serving as serving
-from .gpu_kernels import time_kernels
-from .gpu_rates import CUDA, clocks, describe_gpu, measure_rates
-from .gpu_targets import target_lines, targets
+from ....core.config import DyCokeConfig
+from ....cost.dims import LlmDims, ModelDims, VisionDims, preset
+from ....cost.floors import Workload, floors
+from ....cost.gpus import Gpu
+from . import serving
+from .kernels import time_kernels
+from .rates import CUDA, clocks, describe_gpu, measure_rates
+from .targets import target_lines, targets
 
 TINY = ModelDims(
     "tiny", LlmDims(2, 32, 64, 4, 2, 8, 64, True), VisionDims(1, 72, 96, 2, 4)

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.pool import PoolLayout, encode_table
-from ..core.reselection import block_keep_table
-from ..core.state import ReselectionState, write_context
-from ..cost.dims import LlmDims
-from ..kernels.attention import AttentionWorkspace, paged_attention, splits_for
-from ..kernels.fused import add_norm, swiglu
-from ..kernels.rotary import rotary, rotary_table
-from ..kernels.score import MOST_SPLITS, ScoreWorkspace, reduce_scores, score_logits
-from ..kernels.select import SelectionOutput, select
-from .gpu_rates import CUDA, DEVICE, seconds
-from .gpu_targets import ATTENTION, SELECT_PATH
+from ....core.pool import PoolLayout, encode_table
+from ....core.reselection import block_keep_table
+from ....core.state import ReselectionState, write_context
+from ....cost.dims import LlmDims
+from ....kernels.attention import AttentionWorkspace, paged_attention, splits_for
+from ....kernels.fused import add_norm, swiglu
+from ....kernels.rotary import rotary, rotary_table
+from ....kernels.score import MOST_SPLITS, ScoreWorkspace, reduce_scores, score_logits
+from ....kernels.select import SelectionOutput, select
+from .rates import CUDA, DEVICE, seconds
+from .targets import ATTENTION, SELECT_PATH
 
 
 def time_kernels(

@@ -1,6 +1,6 @@
 """The program that is profiled: warm-up requests, then measured ones, one after the other.
 
-    python -m dycoke_trt.bench.profile_run PLAN.json
+    python -m dycoke_trt.bench.profile.program PLAN.json
 
 Under nsys, it records from the beginning of the range `steady state` to its end.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from ..core.errors import DyCokeError
-from ..runtime.stages import REQUEST, Stage, report_to
-from .profile_nsys import STEADY
+from ...core.errors import DyCokeError
+from ...runtime.stages import REQUEST, Stage, report_to
+from .nsys import STEADY
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def run(plan: Plan) -> None:
 
 @contextmanager
 def _offline(plan: Plan) -> Iterator[Ask]:
-    from ..runtime.pipeline import Pipeline
+    from ...runtime.pipeline import Pipeline
 
     bundle = Path(plan.bundle)
     # Traces of steps are off: reading them back would be part of what is measured.
@@ -87,10 +87,10 @@ def _offline(plan: Plan) -> Iterator[Ask]:
 
 @contextmanager
 def _server(plan: Plan) -> Iterator[Ask]:
-    from ..runtime.client import ask_server
-    from ..triton_repo.launcher import serving
-    from ..triton_repo.repository import write_repository
-    from ..triton_repo.tritonserver import find_tritonserver
+    from ...runtime.client import ask_server
+    from ...triton_repo.launcher import serving
+    from ...triton_repo.repository import write_repository
+    from ...triton_repo.tritonserver import find_tritonserver
 
     found = find_tritonserver()
     with TemporaryDirectory(prefix="dycoke-models-") as folder:

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import quantiles
 from typing import Any
 
-from ..core.errors import DyCokeError
-from ..runtime.stages import ATTENTION, DECODE_STEP, QUEUE, REQUEST, SCORE, SELECT, STAGES
-from .profile_trace import Kernel, Range, Trace
+from ...core.errors import DyCokeError
+from ...runtime.stages import ATTENTION, DECODE_STEP, QUEUE, REQUEST, SCORE, SELECT, STAGES
+from .trace import Kernel, Range, Trace
 
 # Ranges within a decode step, which is the only place where they are.
 _INNER = {SCORE.name, SELECT.name, ATTENTION.name}

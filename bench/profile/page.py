@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from ..runtime.stages import STAGES
-from .html import document, table
+from ...runtime.stages import STAGES
+from ..html import document, table
 
 _COLOURS = (
     "#4f9fb3", "#9aa0a6", "#0f9d8a", "#e8a33d", "#7b61d1", "#2f7de1", "#d1495b",

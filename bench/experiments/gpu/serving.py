@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from ..core.config import DyCokeConfig
-from ..core.reselection import RESELECT
-from ..core.ttm import ttm_count
-from ..cost.dims import LlmDims, ModelDims
-from ..export.vision_graph import pooling_matrix
-from ..runtime.native.blocks import blocks_for
-from ..runtime.native.device import DeviceQwen2
-from ..runtime.native.engine import EngineLimits, NativeEngine
-from ..runtime.native.graphs import GraphDecoder
-from ..runtime.native.weights import LayerWeights, LlmConfig, Weights
-from ..runtime.request import Event, Request
-from ..runtime.vision_torch import TorchVision, VisionShape
-from .gpu_rates import CUDA, DEVICE, seconds, synchronise
+from ....core.config import DyCokeConfig
+from ....core.reselection import RESELECT
+from ....core.ttm import ttm_count
+from ....cost.dims import LlmDims, ModelDims
+from ....export.vision_graph import pooling_matrix
+from ....runtime.native.blocks import blocks_for
+from ....runtime.native.device import DeviceQwen2
+from ....runtime.native.engine import EngineLimits, NativeEngine
+from ....runtime.native.graphs import GraphDecoder
+from ....runtime.native.weights import LayerWeights, LlmConfig, Weights
+from ....runtime.request import Event, Request
+from ....runtime.vision_torch import TorchVision, VisionShape
+from .rates import CUDA, DEVICE, seconds, synchronise
 
 TEXT, BEFORE = 64, 14  # tokens of text in a prompt; those before the video
 

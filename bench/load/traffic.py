@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.errors import DyCokeError
-from ..runtime.client import request_tensor
-from .profile_summary import percentile
+from ...core.errors import DyCokeError
+from ...runtime.client import request_tensor
+from ..profile.summary import percentile
 from .workload import Question
 
 

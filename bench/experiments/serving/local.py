@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..bundle.files import open_bundle
-from ..runtime.detokenize import TextStream
-from ..runtime.native.load import load_built_engine
-from ..runtime.preparation import Preparation
-from ..runtime.request import Event, Request
-from ..runtime.stop_words import unpack_words
-from ..runtime.vision import OnnxVision
-from .serving_load import QUESTION, Load, Outcome, answer_loads
+from ....bundle.files import open_bundle
+from ....runtime.detokenize import TextStream
+from ....runtime.native.load import load_built_engine
+from ....runtime.preparation import Preparation
+from ....runtime.request import Event, Request
+from ....runtime.stop_words import unpack_words
+from ....runtime.vision import OnnxVision
+from .load import QUESTION, Load, Outcome, answer_loads
 
 
 class Local:

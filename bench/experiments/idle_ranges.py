@@ -1,6 +1,6 @@
 """What ranges cost where nothing records them: one idle range x ranges per step / median step.
 
-python -m dycoke_trt.bench.idle_ranges BUNDLE [-o FILE]
+python -m dycoke_trt.bench.experiments.idle_ranges BUNDLE [-o FILE]
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from ..runtime.pipeline import Pipeline
-from ..runtime.request import Event, Request
-from ..runtime.stages import ATTENTION, Stage, report_to
-from .machine import machine
+from ...runtime.pipeline import Pipeline
+from ...runtime.request import Event, Request
+from ...runtime.stages import ATTENTION, Stage, report_to
+from ..machine import machine
 
 
 class Counter:

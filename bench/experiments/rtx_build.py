@@ -1,6 +1,6 @@
 """Vision engines of the published shapes by TensorRT for RTX: seconds, bytes and memory of a build.
 
-    python -m dycoke_trt.bench.rtx_build SCRATCH --output bench/results/rtx_build.json
+    python -m dycoke_trt.bench.experiments.rtx_build SCRATCH --output bench/results/rtx_build.json
 
 SCRATCH takes the checkpoints (random weights: what a build costs depends on shapes) and bundles,
 some GB. The tower and the projector have their real sizes; of the LLM, which is not compiled, two
@@ -21,14 +21,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..bundle.files import open_bundle
-from ..bundle.vision_record import read_vision_record
-from ..core.config import DyCokeConfig
-from ..cost.dims import preset
-from ..engines.vision_plan import ONNX_FILE, PLAN_FILE
-from ..export.bundle import export_bundle
-from .machine import machine
-from .make_checkpoint import make_checkpoint
+from ...bundle.files import open_bundle
+from ...bundle.vision_record import read_vision_record
+from ...core.config import DyCokeConfig
+from ...cost.dims import preset
+from ...engines.vision_plan import ONNX_FILE, PLAN_FILE
+from ...export.bundle import export_bundle
+from ..machine import machine
+from ..make_checkpoint import make_checkpoint
 
 MODELS = ("llava-ov-0.5b", "llava-ov-7b")
 FRAMES = 32

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import DyCokeError
-from ..runtime.client import request_tensor, video_inputs
+from ...core.errors import DyCokeError
+from ...runtime.client import request_tensor, video_inputs
 
 _OPTIONS = {
     "max_tokens": int, "temperature": (int, float), "top_k": int, "top_p": (int, float),
@@ -41,8 +41,8 @@ def question_about(video: Path, text: str, frames: int, max_tokens: int) -> Ques
 
 def shapes_questions(samples: int, frames: int, max_tokens: int) -> list[Question]:
     """Held-out samples of the shapes suite, as mp4 files."""
-    from ..demo.mp4 import encode_mp4
-    from ..demo.shapes import HELD_OUT_SEEDS, make_sample
+    from ...demo.mp4 import encode_mp4
+    from ...demo.shapes import HELD_OUT_SEEDS, make_sample
 
     if samples < 1:
         raise DyCokeError(f"--samples {samples} is not allowed; allowed: an integer >= 1")

@@ -1,6 +1,6 @@
 """What Triton adds: the server against the same bundle in one process, in one run.
 
-    python -m dycoke_trt.bench.serving [--layers 24] [--repeats 3] [-o FILE]
+    python -m dycoke_trt.bench.experiments.serving [--layers 24] [--repeats 3] [-o FILE]
 
 Two settings. `demo`: the demo model, whose steps take few milliseconds, so that what a server costs
 per token shows; the figure is the processor time of the server's whole process tree beyond that of
@@ -29,17 +29,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..core.config import DyCokeConfig
-from ..cost.dims import preset
-from ..demo import MODEL_DIR
-from ..engines.cpu import build_cpu
-from ..export.bundle import export_bundle
-from ..runtime.protocol import BLS, ENSEMBLE
-from ..triton_repo.launcher import serving
-from ..triton_repo.repository import write_repository
-from .machine import machine
-from .make_checkpoint import make_servable
-from .serving_load import Load, Outcome, Side, cpu_seconds, side
+from ....core.config import DyCokeConfig
+from ....cost.dims import preset
+from ....demo import MODEL_DIR
+from ....engines.cpu import build_cpu
+from ....export.bundle import export_bundle
+from ....runtime.protocol import BLS, ENSEMBLE
+from ....triton_repo.launcher import serving
+from ....triton_repo.repository import write_repository
+from ...machine import machine
+from ...make_checkpoint import make_servable
+from .load import Load, Outcome, Side, cpu_seconds, side
 
 LOCAL = "in-process"
 IDLE_SECONDS = 5.0
@@ -171,8 +171,8 @@ def run_setting(setting: Setting, repeats: int) -> Iterator[dict[str, Any]]:
         threads = f"--vision-threads={setting.threads}"
         with (
             serving(repository, environment=environment) as server,
-            side("serving_client", server.grpc, environment=environment) as client,
-            side("serving_local", str(bundle), threads, environment=environment) as local,
+            side("client", server.grpc, environment=environment) as client,
+            side("local", str(bundle), threads, environment=environment) as local,
         ):
             bench = Bench(server.pid, client, local)
             warm = replace(setting.loads[0], rounds=1, tokens=4)

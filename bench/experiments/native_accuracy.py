@@ -1,6 +1,6 @@
 """The native backend on the shapes suite: against the oracle, and by block size.
 
-    python -m dycoke_trt.bench.native_accuracy [--samples 500] [-o FILE]
+    python -m dycoke_trt.bench.experiments.native_accuracy [--samples 500] [-o FILE]
 
 Token granularity: answer strings equal to the oracle's, and for each that differs the smallest
 margin (of a logit, the gate or the cut) at its first differing step. Block granularity: accuracy
@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from ..core.config import BlockReduce, DyCokeConfig
-from ..core.reselection import tokens_kept
-from ..demo import MODEL_DIR
-from ..demo.shapes import HELD_OUT_SEEDS, make_sample
-from ..eval.native import NativeAnswerer, block_rate
-from ..eval.oracle import Generation, Step, generate
-from ..eval.report import SHORT, summarise
-from ..eval.shapes import MAX_NEW_TOKENS, Answerer, Outcome, answer
-from .machine import machine
+from ...core.config import BlockReduce, DyCokeConfig
+from ...core.reselection import tokens_kept
+from ...demo import MODEL_DIR
+from ...demo.shapes import HELD_OUT_SEEDS, make_sample
+from ...eval.native import NativeAnswerer, block_rate
+from ...eval.oracle import Generation, Step, generate
+from ...eval.report import SHORT, summarise
+from ...eval.shapes import MAX_NEW_TOKENS, Answerer, Outcome, answer
+from ..machine import machine
 
 TOKEN = DyCokeConfig(granularity="token")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core.errors import DyCokeError
-from ..runtime.stages import DOMAIN, REQUEST, STAGES
+from ...core.errors import DyCokeError
+from ...runtime.stages import DOMAIN, REQUEST, STAGES
 
 # Tables of what ran on the GPU, and the name of a row k: kernels, and CUDA graphs where they were
 # traced as a whole.

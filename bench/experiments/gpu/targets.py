@@ -1,4 +1,4 @@
-"""What a run of bench/gpu.py says about the targets: each next to what was measured."""
+"""What a run of bench/experiments/gpu says about the targets: each next to what was measured."""
 
 from __future__ import annotations
 

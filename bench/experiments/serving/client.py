@@ -17,8 +17,8 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from ..runtime.protocol import CLIENT_INPUTS
-from .serving_load import QUESTION, Load, Outcome, answer_loads
+from ....runtime.protocol import CLIENT_INPUTS
+from .load import QUESTION, Load, Outcome, answer_loads
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 LARGEST = [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]

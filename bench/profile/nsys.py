@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..core.errors import DyCokeError
-from ..runtime.stages import DOMAIN
+from ...core.errors import DyCokeError
+from ...runtime.stages import DOMAIN
 
 STEADY = "steady state"  # the range whose beginning and end start and stop the recording
 _REPORTS = (".nsys-rep", ".qdrep")

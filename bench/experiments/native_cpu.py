@@ -1,6 +1,6 @@
 """The native backend on a CPU against transformers' generate (sdpa), same weights, one run.
 
-    OMP_WAIT_POLICY=PASSIVE python -m dycoke_trt.bench.native_cpu
+    OMP_WAIT_POLICY=PASSIVE python -m dycoke_trt.bench.experiments.native_cpu
         [--layers 24] [--frames 16] [--repeats 3] [-o FILE]
 
 A decoder of the 0.5B shape with random fp32 weights; the prompt is a video of random embeddings and
@@ -24,15 +24,15 @@ from typing import Any
 
 import torch
 
-from ..core.config import DyCokeConfig
-from ..core.ttm import ttm_count
-from ..cost.dims import preset
-from ..runtime.native.blocks import blocks_for
-from ..runtime.native.engine import EngineLimits, NativeEngine
-from ..runtime.native.model import Qwen2
-from ..runtime.native.weights import LayerWeights, LlmConfig, Weights
-from ..runtime.request import Event, Request
-from .machine import machine
+from ...core.config import DyCokeConfig
+from ...core.ttm import ttm_count
+from ...cost.dims import preset
+from ...runtime.native.blocks import blocks_for
+from ...runtime.native.engine import EngineLimits, NativeEngine
+from ...runtime.native.model import Qwen2
+from ...runtime.native.weights import LayerWeights, LlmConfig, Weights
+from ...runtime.request import Event, Request
+from ..machine import machine
 
 TEXT, NEW, BLOCK = 64, 64, 16
 

@@ -11,20 +11,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..bundle.files import open_bundle
-from ..bundle.manifest import Manifest
-from ..bundle.record import read_record
-from ..core.errors import DyCokeError
-from ..cost.dims import PRESETS, LlmDims, ModelDims, VisionDims
-from ..cost.floors import Workload, floors
-from ..cost.gpus import Gpu
-from ..runtime.stages import DECODE_STEP, PREFILL, VISION
-from .machine import machine
-from .profile_nsys import Nsys, NsysError
-from .profile_page import page
-from .profile_run import Plan
-from .profile_summary import summarise
-from .profile_trace import Trace, read_nsys, read_torch
+from ...bundle.files import open_bundle
+from ...bundle.manifest import Manifest
+from ...bundle.record import read_record
+from ...core.errors import DyCokeError
+from ...cost.dims import PRESETS, LlmDims, ModelDims, VisionDims
+from ...cost.floors import Workload, floors
+from ...cost.gpus import Gpu
+from ...runtime.stages import DECODE_STEP, PREFILL, VISION
+from ..machine import machine
+from .nsys import Nsys, NsysError
+from .page import page
+from .program import Plan
+from .summary import summarise
+from .trace import Trace, read_nsys, read_torch
 
 _PLAN = "plan.json"
 _TIMEOUT = 1800.0  # seconds for the whole profiled program
@@ -139,7 +139,7 @@ def _with_torch(plan: Plan, folder: Path) -> Trace:
 def _program(plan: Plan, folder: Path) -> list[str]:
     path = folder.resolve() / _PLAN
     path.write_text(json.dumps(asdict(plan), indent=1) + "\n")
-    return [sys.executable, "-m", "dycoke_trt.bench.profile_run", str(path)]
+    return [sys.executable, "-m", "dycoke_trt.bench.profile.program", str(path)]
 
 
 def _block_size(plan: Plan) -> int:

@@ -1,0 +1,1 @@
+"""One GPU measured: rates, kernels, serving, targets."""

@@ -1,0 +1,1 @@
+"""What Triton adds to the same bundle in one process."""
