@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arch.spec import DecoderSpec, TowerSpec
 from ..bundle.files import atomic_directory
 from ..core.errors import DyCokeError
 from ..cost.dims import PRESETS, LlmDims, ModelDims, VisionDims, preset
 from ..demo import MODEL_DIR
 from ..export.dtypes import TORCH_DTYPES, DTypeName
-from ..export.model_config import LlmConfig, VisionConfig
 from ..export.names import llm_shapes, vision_shapes
 from ..export.safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
 
@@ -77,8 +77,8 @@ def make_checkpoint(
             f"vocab={dims.llm.vocab} is not allowed; allowed: more than "
             f"{max(_special_ids().values())}, the tokenizer's last id"
         )
-    vision = VisionConfig(dims.vision, heads, _image_size(dims), 1e-6, True)
-    llm = LlmConfig(dims.llm, 1e6, 1e-6, 32_768, (), None)
+    vision = TowerSpec(dims.vision, heads, _image_size(dims), 1e-6, True)
+    llm = DecoderSpec(dims.llm, 1e6, 1e-6, 32_768, (), None)
     shapes = {**llm_shapes(llm), **vision_shapes(vision, dims.llm.hidden)}
     if not dims.llm.tied_embeddings:
         shapes["llm.lm_head.weight"] = shapes["llm.embed_tokens.weight"]
@@ -116,7 +116,7 @@ def make_servable(directory: Path, llm: LlmDims, *, seed: int = 0) -> None:
     make_checkpoint(directory, ModelDims("servable", llm, vision), "fp32", heads=3, seed=seed)
 
 
-def _write_processors(directory: Path, vision: VisionConfig) -> None:
+def _write_processors(directory: Path, vision: TowerSpec) -> None:
     """Tokenizer, chat template, and what turns images and videos into pixels."""
     for name in _TOKENIZER:
         shutil.copyfile(MODEL_DIR / name, directory / name)
@@ -197,7 +197,7 @@ def _image_size(dims: ModelDims) -> int:
     return 384 if covered == 378 else covered
 
 
-def _config(dims: ModelDims, vision: VisionConfig, dtype: DTypeName) -> Mapping[str, Any]:
+def _config(dims: ModelDims, vision: TowerSpec, dtype: DTypeName) -> Mapping[str, Any]:
     names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
     ids = _special_ids()
     return {

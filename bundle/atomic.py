@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.errors import DyCokeError
-
-FILE = "bundle.json"  # what makes a directory a bundle
+from .paths import MANIFEST
 
 
 @contextmanager
@@ -21,7 +20,7 @@ def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     An empty directory may stand in its place, and with `replace` an old bundle. Raises DyCokeError
     for anything else that does, and if nothing can be written there.
     """
-    old_bundle = (target / FILE).is_file()
+    old_bundle = (target / MANIFEST).is_file()
     if target.exists() and not (replace and old_bundle) and not _is_empty_directory(target):
         force = ", or use --force to replace the old bundle" if old_bundle else ""
         raise DyCokeError(f"{target} exists already; choose another directory{force}")
@@ -49,12 +48,17 @@ def _is_empty_directory(path: Path) -> bool:
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Writes a file that readers see either as it was or complete."""
+    """Writes a text file that readers see either as it was or complete."""
+    atomic_bytes(path, text.encode())
+
+
+def atomic_bytes(path: Path, content: bytes) -> None:
+    """The same for bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         Path(name).chmod(0o644)
         Path(name).rename(path)
     except BaseException:

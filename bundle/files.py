@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..core.errors import DyCokeError
 from .atomic import atomic_directory, atomic_write
-from .manifest import FILE, Manifest, Part, read_manifest
+from .manifest import Manifest, Part, read_manifest
+from .paths import ENGINES, MANIFEST
 
 __all__ = [
     "atomic_directory", "atomic_write", "bundle_hash", "describe_parts", "open_bundle", "sha256"
@@ -22,7 +23,7 @@ def describe_parts(directory: Path) -> dict[str, Part]:
         for name in sorted(
             str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
         )
-        if name != FILE and not name.startswith("engines/")
+        if name != MANIFEST and not name.startswith(f"{ENGINES}/")
     }
 
 
@@ -42,7 +43,7 @@ def open_bundle(bundle: Path, *, hashes: bool = False) -> Manifest:
     hashes: also read every byte. Raises DyCokeError naming the part, both values and the remedy.
     """
     manifest = read_manifest(bundle)
-    check_parts(bundle, manifest.parts, FILE, "export again", hashes=hashes)
+    check_parts(bundle, manifest.parts, MANIFEST, "export again", hashes=hashes)
     return manifest
 
 

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .files import check_parts
-from .manifest import FILE, Part, read_manifest
+from .manifest import Part, read_manifest
+from .paths import MANIFEST
 
 _MOST_THREADS = 8
 
@@ -25,7 +26,7 @@ def checked_parts(bundle: Path, *prefixes: str) -> Iterator[None]:
     manifest. Raises DyCokeError for a damaged one, also where the block itself failed over it."""
     manifest = read_manifest(bundle)
     chosen = {name: part for name, part in manifest.parts.items() if name.startswith(prefixes)}
-    with checked_while_loading(bundle, chosen, FILE, "copy the bundle again, or export again"):
+    with checked_while_loading(bundle, chosen, MANIFEST, "copy the bundle again, or export again"):
         yield
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
+from ..arch.spec import PixelScale, TowerSpec
+from ..compress.ttm import kept_of_compared
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
-from ..core.ttm import ttm_count
-from .atomic import FILE as FILE
+from ..core.ttm import visual_tokens
+from ..cost.dims import VisionDims
+from .paths import MANIFEST
+
+if TYPE_CHECKING:
+    from ..arch.siglip import Attention, VisionModel
 
 SCHEMA_VERSION = 1  # of Manifest below
 
@@ -28,10 +36,32 @@ class Part(_Strict):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class Tower(_Strict):
+    """The vision tower's shape and pixel scale: arch/spec.py's TowerSpec and PixelScale."""
+
+    layers: int = Field(ge=0)
+    hidden: int = Field(gt=0)
+    intermediate: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    patch: int = Field(gt=0)
+    patches_per_side: int = Field(gt=0)
+    layer_norm_eps: float = Field(gt=0)
+    tanh_gelu: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rescale: float
+
+    @classmethod
+    def of(cls, spec: TowerSpec, scale: PixelScale) -> Tower:
+        values = asdict(spec) | asdict(spec.dims) | asdict(scale)
+        return cls.model_validate({name: values[name] for name in cls.model_fields})
+
+
 class Vision(_Strict):
-    """How frames enter the vision graph and what comes out."""
+    """How frames enter the vision graph and what comes out. Bundles of 0.1.0 have no `tower`."""
 
     image_size: int = Field(gt=0)
+    tower: Tower | None = None
     tokens_per_frame: int = Field(gt=0)
     dtype: Literal["float32", "float16", "bfloat16"]
     frames_multiple: Literal[4] = 4
@@ -109,6 +139,31 @@ class Manifest(_Strict):
     def config(self) -> DyCokeConfig:
         return DyCokeConfig.from_dict(self.dycoke)
 
+    def tower(self) -> tuple[TowerSpec, PixelScale]:
+        """Raises DyCokeError for a bundle of 0.1.0, which has weights in its graph alone."""
+        tower = self.vision.tower
+        if tower is None:
+            raise DyCokeError(
+                f"a bundle of {self.exporter} holds no weights of its vision tower beside the "
+                "graph, which --target cuda needs; export again"
+            )
+        dims = VisionDims(
+            tower.layers, tower.hidden, tower.intermediate, tower.patch, tower.patches_per_side
+        )
+        spec = TowerSpec(
+            dims, tower.heads, self.vision.image_size, tower.layer_norm_eps, tower.tanh_gelu
+        )
+        return spec, PixelScale(tower.mean, tower.std, tower.rescale)
+
+    def vision_model(self, attention: Attention | None = None) -> VisionModel:
+        """The vision step as a module without its weights; raises what `tower` raises."""
+        from ..arch.siglip import VisionModel
+
+        spec, scale = self.tower()
+        keep = kept_of_compared(self.config, self.vision.tokens_per_frame)
+        dtype = getattr(torch, self.vision.dtype)
+        return VisionModel(spec, self.llm.hidden, scale, keep, dtype, attention=attention)
+
     def visual_tokens(self, frames: int) -> int:
         """V = M + 1 of a video of `frames` frames. Raises DyCokeError naming valid counts."""
         step, most = self.vision.frames_multiple, self.vision.max_frames
@@ -119,17 +174,18 @@ class Manifest(_Strict):
                 f"{most}; the nearest is {nearest}"
             )
         config = self.config
-        return ttm_count(frames, self.vision.tokens_per_frame, config.k, config.ttm) + 1
+        return visual_tokens(frames, self.vision.tokens_per_frame, config.k, config.ttm)
 
 
 def read_manifest(bundle: Path) -> Manifest:
     """Raises DyCokeError in one line for what is no bundle, or one of another schema."""
-    path = bundle / FILE
+    path = bundle / MANIFEST
     try:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
         raise DyCokeError(
-            f"{bundle}: no {FILE} there, so it is no bundle; run: dycoke export MODEL -o {bundle}"
+            f"{bundle}: no {MANIFEST} there, so it is no bundle; "
+            f"run: dycoke export MODEL -o {bundle}"
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DyCokeError(f"{path}: not readable ({error}); export again") from None

@@ -84,6 +84,11 @@ def ttm_count(frames: int, tokens_per_frame: int, k: float, mode: TtmMode = "pap
     return sum(tokens_per_frame if a is None else n_keep for a in anchors(frames, mode))
 
 
+def visual_tokens(frames: int, tokens_per_frame: int, k: float, mode: TtmMode = "paper") -> int:
+    """V, the length of the visual span: the survivors and the image_newline behind them."""
+    return ttm_count(frames, tokens_per_frame, k, mode) + 1
+
+
 def tokens_kept_per_frame(tokens_per_frame: int, k: float) -> int:
     """n_keep = int((1-k)*N) in IEEE double, as the released code: K=0.9 keeps 1 token of 20."""
     if not 0 <= k < 1:
@@ -93,10 +98,16 @@ def tokens_kept_per_frame(tokens_per_frame: int, k: float) -> int:
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of a and b [..., D] along D in fp32, on the grid 2^-20; 0 where a vector is zero."""
+    return similarity_steps(a, b) * SIMILARITY_GRID
+
+
+def similarity_steps(a: Tensor, b: Tensor) -> Tensor:
+    """The same in steps of the grid: whole numbers up to 2^20, as fp32."""
     a, b = a.float(), b.float()
     norms = a.norm(dim=-1) * b.norm(dim=-1)
-    cosine = torch.where(norms > 0, (a * b).sum(-1) / norms, 0.0)
-    return torch.round(cosine / SIMILARITY_GRID) * SIMILARITY_GRID
+    # No division by zero, even where its result is not taken: engines may trap NaN.
+    cosine = torch.where(norms > 0, (a * b).sum(-1) / torch.where(norms > 0, norms, 1.0), 0.0)
+    return torch.round(cosine / SIMILARITY_GRID)
 
 
 def anchors(frames: int, mode: TtmMode) -> Sequence[int | None]:

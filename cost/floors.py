@@ -12,7 +12,7 @@ from typing import Literal
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from ..core.reselection import blocks_kept, tokens_kept
-from ..core.ttm import ttm_count
+from ..core.ttm import ttm_count, visual_tokens
 from .dims import ModelDims
 from .flops import true_decode_flops, true_prefill_flops, true_vision_flops
 from .gpus import Gpu
@@ -107,7 +107,7 @@ def floors(
     frames, batch = workload.frames, workload.batch
     raw = frames * v.tokens_per_frame
     merged = ttm_count(frames, v.tokens_per_frame, config.k, config.ttm)
-    visual = merged + 1  # image_newline
+    visual = visual_tokens(frames, v.tokens_per_frame, config.k, config.ttm)
     attended = attended_visual_tokens(visual, config, workload)
     prompt = visual + workload.text
     context = prompt + workload.generated

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
-from ..core.ttm import ttm_count
+from ..core.ttm import visual_tokens
 from ..cost.dims import LlmDims, VisionDims
 from ..cost.floors import prompt_table_traffic
 from .plugin_interfaces import V3, check_interface
@@ -50,7 +50,7 @@ class Model:
         rate = self.config.k if k is None else k
         if rate == 0:
             return frames * self.tokens_per_frame + 1
-        return ttm_count(frames, self.tokens_per_frame, rate, self.config.ttm) + 1
+        return visual_tokens(frames, self.tokens_per_frame, rate, self.config.ttm)
 
 
 @dataclass(frozen=True)

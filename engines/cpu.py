@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ..bundle.files import bundle_hash, open_bundle
+from ..bundle.paths import ENGINES, VISION_GRAPH
 from ..bundle.record import EngineRecord, write_record
 from ..core.errors import DyCokeError
-
-ONNX_FILE = "vision_ttm.onnx"
 
 
 def build_cpu(bundle: Path, *, kv_tokens: int, tokens_per_block: int, max_batch: int) -> Path:
@@ -41,7 +40,7 @@ def build_cpu(bundle: Path, *, kv_tokens: int, tokens_per_block: int, max_batch:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
-        str(bundle / ONNX_FILE), providers=["CPUExecutionProvider"]
+        str(bundle / VISION_GRAPH), providers=["CPUExecutionProvider"]
     )
     side = manifest.vision.image_size
     blank = np.zeros((1, 4, 3, side, side), np.uint8)
@@ -49,7 +48,7 @@ def build_cpu(bundle: Path, *, kv_tokens: int, tokens_per_block: int, max_batch:
     expected = (1, manifest.visual_tokens(4), manifest.llm.hidden)
     if embeddings.shape != expected:
         raise DyCokeError(
-            f"{bundle / ONNX_FILE} gives {embeddings.shape} for 4 frames, the manifest says "
+            f"{bundle / VISION_GRAPH} gives {embeddings.shape} for 4 frames, the manifest says "
             f"{expected}; export again"
         )
     record = EngineRecord(
@@ -61,4 +60,4 @@ def build_cpu(bundle: Path, *, kv_tokens: int, tokens_per_block: int, max_batch:
         max_batch=max_batch,
         versions={name: version(name) for name in ("dycoke-trt", "onnxruntime", "torch")},
     )
-    return write_record(bundle / "engines" / "cpu", record)
+    return write_record(bundle / ENGINES / "cpu", record)

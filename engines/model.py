@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ..bundle.files import open_bundle
+from ..bundle.paths import VISION_FILES
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from ..cost.dims import PRESETS, LlmDims, ModelDims, preset
@@ -36,7 +37,7 @@ def model_of_bundle(bundle: Path) -> Model:
     return Model(
         name=bundle.name,
         llm=dims,
-        vision_weights=manifest.parts["vision_ttm.onnx"].size,
+        vision_weights=sum(manifest.parts[n].size for n in VISION_FILES if n in manifest.parts),
         tokens_per_frame=manifest.vision.tokens_per_frame,
         max_frames=manifest.vision.max_frames,
         max_positions=manifest.llm.max_positions,

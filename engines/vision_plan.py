@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.manifest import Manifest
+from ..bundle.paths import VISION_GRAPH
 from ..core.errors import DyCokeError
 
-ONNX_FILE = "vision_ttm.onnx"
 PLAN_FILE = "vision_ttm.plan"  # in the engine directory
 TIMING_CACHE = "timing.cache"  # beside the targets' directories: builds of one GPU share it
 _SHORT, _MEDIUM = 8, 32  # frames: where the ranges of the profiles end
@@ -88,7 +88,7 @@ def build_vision_plan(bundle: Path, manifest: Manifest, directory: Path, cache: 
     )
     from polygraphy.exception import PolygraphyException
 
-    source = bundle / ONNX_FILE
+    source = bundle / VISION_GRAPH
     ranges = profile_ranges(manifest.vision.image_size, manifest.vision.max_frames)
     profiles = [Profile().add("frames", min=r.least, opt=r.best, max=r.most) for r in ranges]
     options = config_options(profiles, cache, memory_pool=trt.MemoryPoolType.WORKSPACE)

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..bundle.files import bundle_hash, open_bundle
 from ..bundle.manifest import Manifest
+from ..bundle.paths import ENGINES, VISION_GRAPH
 from ..bundle.record import engine_files
 from ..bundle.vision_record import DIRECTORY, VisionRecord, write_vision_record
 from ..core.errors import DyCokeError
@@ -30,7 +31,7 @@ from .engine_layers import BEGINNING, EngineLayer, Tensor, check_types, parse_io
 from .targets import NATIVE, TARGETS, Target, find_target
 from .tensorrt_library import TENSORRT_RTX, LoadedLibrary, Messages
 from .this_gpu import visible_gpus
-from .vision_plan import ONNX_FILE, PLAN_FILE, ProfileRange, profile_ranges
+from .vision_plan import PLAN_FILE, ProfileRange, profile_ranges
 
 CACHE_FILE = "vision_ttm.runtime-cache"  # kernels compiled on the GPU; no part of the record
 INPUT, OUTPUT = "frames", "visual_embeds"
@@ -68,9 +69,9 @@ def build_rtx_engine(
         )
     vision = manifest.vision
     ranges = profile_ranges(vision.image_size, vision.max_frames, max_batch)
-    engine = compile_graph(library, bundle / ONNX_FILE, sms, ranges, strip_weights=strip_weights)
-    check_io(engine, manifest, f"{bundle / ONNX_FILE}: the engine of {library}")
-    engines = bundle / "engines"
+    engine = compile_graph(library, bundle / VISION_GRAPH, sms, ranges, strip_weights=strip_weights)
+    check_io(engine, manifest, f"{bundle / VISION_GRAPH}: the engine of {library}")
+    engines = bundle / ENGINES
     engines.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{DIRECTORY}.", dir=engines))
     try:

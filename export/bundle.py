@@ -6,12 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..bundle.files import atomic_directory, atomic_write, describe_parts
-from ..bundle.manifest import FILE, Manifest
+from ..bundle.manifest import Manifest, Tower
+from ..bundle.paths import KERNELS, MANIFEST
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .checkpoint import open_checkpoint
 from .dtypes import DTypeName
-from .kernel_images import DIRECTORY as KERNELS
 from .kernel_images import check_kernel_targets, export_kernels
 from .model import ExportedParts, export_parts
 
@@ -57,13 +57,14 @@ def export_bundle(
         if kernel_targets:
             export_kernels(manifest.llm, work / KERNELS, kernel_targets)
             manifest = manifest.model_copy(update={"parts": describe_parts(work)})
-        atomic_write(work / FILE, manifest.model_dump_json(indent=2) + "\n")
+        atomic_write(work / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return manifest
 
 
 def _manifest(parts: ExportedParts, work: Path, max_frames: int) -> Manifest:
     llm, vision = parts.llm_dims, parts.vision
     assert vision is not None
+    assert parts.tower is not None
     dtype = next(name for name, short in DTYPES.items() if short == parts.dtype)
     return Manifest.model_validate(
         {
@@ -72,6 +73,7 @@ def _manifest(parts: ExportedParts, work: Path, max_frames: int) -> Manifest:
             "dycoke": parts.config.to_dict(),
             "vision": {
                 "image_size": parts.image_size,
+                "tower": Tower.of(parts.tower, vision.pixel_scale),
                 "tokens_per_frame": vision.tokens_per_frame,
                 "dtype": dtype,
                 "max_frames": max_frames,

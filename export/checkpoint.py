@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..arch.spec import DecoderSpec, TowerSpec
 from ..core.errors import DyCokeError
 from .json_file import read_json
-from .model_config import LlmConfig, ModelConfig, SourceKind, VisionConfig, parse_config
+from .model_config import ModelConfig, SourceKind, parse_config
 from .names import canonical_name, layer_index, llm_shapes, vision_shapes
 from .refusals import refuse_adapters, refuse_quantised, refuse_tensors
 from .safetensors_file import CHUNK_BYTES, DTYPES, SafetensorsFile
@@ -46,11 +47,11 @@ class Checkpoint:
         return self.config.kind
 
     @property
-    def llm(self) -> LlmConfig:
+    def llm(self) -> DecoderSpec:
         return self.config.llm
 
     @property
-    def vision(self) -> VisionConfig | None:
+    def vision(self) -> TowerSpec | None:
         return self.config.vision
 
     @property

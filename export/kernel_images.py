@@ -9,7 +9,6 @@ from typing import Any
 from ..bundle.manifest import Llm
 from ..core.errors import DyCokeError
 
-DIRECTORY = "kernels"
 BLOCKS = (16, 32, 64, 128)  # tokens per KV block of TensorRT-LLM's fast decode attention
 DEFAULT_BLOCKS = (32, 64)
 ALL = "all"

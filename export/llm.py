@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arch.spec import DecoderSpec
 from ..bundle.atomic import atomic_directory
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .checkpoint import Checkpoint
 from .dtypes import TORCH_DTYPES, DTypeName
 from .llm_layout import check_tp, kv_heads_of_rank, padded_vocab, rank_shapes
-from .model_config import LlmConfig
 from .safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
 
 _TRT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -59,7 +59,7 @@ def export_llm(
 
 
 def trtllm_config(
-    llm: LlmConfig, config: DyCokeConfig, dtype: DTypeName, tp: int
+    llm: DecoderSpec, config: DyCokeConfig, dtype: DTypeName, tp: int
 ) -> dict[str, Any]:
     """TensorRT-LLM's fields, and ours: `dycoke`, `visual_token_base`, `eos_ids`, `pad_id`.
 

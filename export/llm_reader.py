@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arch.spec import DecoderSpec
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from ..cost.dims import LlmDims
 from .json_file import read_json
 from .llm_layout import check_tp, rank_shapes
-from .model_config import LlmConfig
 from .safetensors_file import DTYPES, SafetensorsFile
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -31,7 +31,7 @@ class LlmCheckpoint:
 
     directory: Path
     config: Mapping[str, Any]
-    llm: LlmConfig
+    llm: DecoderSpec
     dycoke: DyCokeConfig
     dtype: torch.dtype
     tp: int
@@ -76,8 +76,8 @@ def read_llm(directory: Path | str) -> LlmCheckpoint:
     return LlmCheckpoint(directory, config, llm, dycoke, dtype, tp, base, ranks)
 
 
-def _llm_config(config: Mapping[str, Any]) -> LlmConfig:
-    return LlmConfig(
+def _llm_config(config: Mapping[str, Any]) -> DecoderSpec:
+    return DecoderSpec(
         dims=LlmDims(
             layers=config["num_hidden_layers"],
             hidden=config["hidden_size"],

@@ -5,23 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..arch.spec import PixelScale, TowerSpec
 from ..bundle.files import atomic_directory
 from ..bundle.manifest import Template
+from ..bundle.paths import LLM, TOKENIZER, VISION_GRAPH
 from ..core.config import DyCokeConfig
-from ..core.ttm import ttm_count
-from ..cost.dims import LlmDims, VisionDims
+from ..core.ttm import visual_tokens
+from ..cost.dims import LlmDims
 from .chat_template import read_chat_template
 from .checkpoint import Checkpoint
 from .dtypes import DTypeName
 from .llm import export_llm
-from .preprocessing import PixelScale
 from .template import render_template
 from .tokenizer import copy_tokenizer, open_tokenizer
-from .vision import EXTERNAL_BYTES, VisionExport, export_vision
-
-VISION_FILE = "vision_ttm.onnx"
-LLM_DIRECTORY = "llm"
-TOKENIZER_DIRECTORY = "tokenizer"
+from .vision import VisionExport, export_vision
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class ExportedParts:
     """What `export_parts` wrote, and what a manifest needs to know of it.
 
     files: paths relative to the directory, with forward slashes, sorted.
-    vision, vision_dims, image_size, pixel_scale: None for a bare LLM.
+    vision, tower, image_size, pixel_scale: None for a bare LLM.
     visual_token_base: first id of a visual token: the padded rows of the embedding.
     eos_ids, pad_id: as the checkpoint gives them; pad_id falls back to the first eos id.
     template: the text around a question; None for a bare LLM, or without tokenizer.
@@ -43,7 +40,7 @@ class ExportedParts:
     tp: int
     llm_dims: LlmDims
     vision: VisionExport | None
-    vision_dims: VisionDims | None
+    tower: TowerSpec | None
     image_size: int | None
     pixel_scale: PixelScale | None
     visual_token_base: int
@@ -57,7 +54,7 @@ class ExportedParts:
         if self.vision is None:
             raise ValueError("a bare LLM has no visual tokens")
         tokens = self.vision.tokens_per_frame
-        return ttm_count(frames, tokens, self.config.k, self.config.ttm) + 1
+        return visual_tokens(frames, tokens, self.config.k, self.config.ttm)
 
 
 def export_parts(
@@ -69,13 +66,12 @@ def export_parts(
     *,
     tokenizer: bool = True,
     kept_rows: bool = False,
-    external_bytes: int = EXTERNAL_BYTES,
 ) -> ExportedParts:
     """Writes vision_ttm.onnx, llm/ and tokenizer/ into the new or empty `directory`.
 
     A checkpoint without vision tower (kind `qwen2`) gives llm/ and tokenizer/ only. tokenizer=False
     leaves tokenizer and template out; otherwise they are read, and refused, before any weight.
-    kept_rows, external_bytes: as for `export_vision`.
+    kept_rows: as for `export_vision`.
     The directory appears only when everything in it is complete.
     Raises DyCokeError for whatever its parts refuse.
     """
@@ -84,24 +80,19 @@ def export_parts(
     vision, template = None, None
     with atomic_directory(directory) as stage:
         if tokenizer:
-            names = copy_tokenizer(checkpoint.directory, stage / TOKENIZER_DIRECTORY)
-            files += [f"{TOKENIZER_DIRECTORY}/{name}" for name in names]
-            encoder = open_tokenizer(stage / TOKENIZER_DIRECTORY, checkpoint.llm.dims.vocab)
+            names = copy_tokenizer(checkpoint.directory, stage / TOKENIZER)
+            files += [f"{TOKENIZER}/{name}" for name in names]
+            encoder = open_tokenizer(stage / TOKENIZER, checkpoint.llm.dims.vocab)
             if checkpoint.vision is not None:
                 chat = read_chat_template(checkpoint.directory, checkpoint.kind)
                 template = render_template(chat, encoder)
         if checkpoint.vision is not None:
             vision = export_vision(
-                checkpoint,
-                stage / VISION_FILE,
-                config,
-                dtype,
-                kept_rows=kept_rows,
-                external_bytes=external_bytes,
+                checkpoint, stage / VISION_GRAPH, config, dtype, kept_rows=kept_rows
             )
             files += vision.files
-        names_of_llm = export_llm(checkpoint, stage / LLM_DIRECTORY, config, dtype, tp)
-        files += [f"{LLM_DIRECTORY}/{name}" for name in names_of_llm]
+        names_of_llm = export_llm(checkpoint, stage / LLM, config, dtype, tp)
+        files += [f"{LLM}/{name}" for name in names_of_llm]
     tower, llm = checkpoint.vision, checkpoint.llm
     return ExportedParts(
         files=tuple(sorted(files)),
@@ -112,7 +103,7 @@ def export_parts(
         tp=tp,
         llm_dims=llm.dims,
         vision=vision,
-        vision_dims=tower.dims if tower else None,
+        tower=tower,
         image_size=tower.image_size if tower else None,
         pixel_scale=vision.pixel_scale if vision else None,
         visual_token_base=llm.dims.vocab,

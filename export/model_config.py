@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..arch.spec import DecoderSpec, TowerSpec
 from ..core.errors import DyCokeError
 from ..cost.dims import LlmDims, VisionDims
 from .config_reader import ConfigReader
@@ -54,33 +55,10 @@ _FIXED = {"attention_bias": True, "qkv_bias": True, "mlp_bias": False, "use_qk_n
 
 
 @dataclass(frozen=True)
-class LlmConfig:
-    """Qwen2: dimensions (vocab: the padded rows of the embedding) and what its math needs."""
-
-    dims: LlmDims
-    rope_theta: float
-    rms_norm_eps: float
-    max_positions: int
-    eos_ids: tuple[int, ...]
-    pad_id: int | None
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """SigLIP as it runs: dims.layers are the layers used, before any post-LayerNorm."""
-
-    dims: VisionDims
-    heads: int
-    image_size: int
-    layer_norm_eps: float
-    tanh_gelu: bool  # the tower's activation; the projector's is the exact one
-
-
-@dataclass(frozen=True)
 class ModelConfig:
     kind: SourceKind
-    llm: LlmConfig
-    vision: VisionConfig | None
+    llm: DecoderSpec
+    vision: TowerSpec | None
 
 
 def parse_config(
@@ -147,7 +125,7 @@ class _Reader(ConfigReader):
         ids: Mapping[str, Any],
         generation: Mapping[str, Any],
         tied: bool,
-    ) -> LlmConfig:
+    ) -> DecoderSpec:
         """text: the Qwen2 part; ids: where token ids are looked up."""
         self.equals(text, "hidden_act", "silu", default="silu")
         for key, fixed in _FIXED.items():
@@ -173,7 +151,7 @@ class _Reader(ConfigReader):
             if not _is_id(token, vocab):
                 raise self.refusal(f"eos_token_id={eos!r}", f"token ids from 0 to {vocab - 1}")
         pad = _first(generation.get("pad_token_id"), ids.get("pad_token_id"))
-        return LlmConfig(
+        return DecoderSpec(
             dims=LlmDims(
                 layers=layers,
                 hidden=hidden,
@@ -194,7 +172,7 @@ class _Reader(ConfigReader):
 
     def vision(
         self, vision: Mapping[str, Any], defaults: Mapping[str, Any], feature_layer: Any
-    ) -> VisionConfig:
+    ) -> TowerSpec:
         """feature_layer: index into the hidden states, of which there is one more than layers."""
         self.equals(vision, "num_channels", 3, default=3)
         activation = vision.get("hidden_act", "gelu_pytorch_tanh")
@@ -216,7 +194,7 @@ class _Reader(ConfigReader):
                 f"vision tower of hidden {hidden}, {heads} heads, image {size}, patch {patch}",
                 "hidden a multiple of the heads, an image of at least one patch",
             )
-        return VisionConfig(
+        return TowerSpec(
             dims=VisionDims(
                 layers=used,
                 hidden=hidden,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 
-from .model_config import LlmConfig, VisionConfig
+from ..arch.spec import DecoderSpec, TowerSpec
 
 _RULES = [
     (re.compile(pattern), canonical)
@@ -57,7 +57,7 @@ def layer_index(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def llm_shapes(config: LlmConfig) -> dict[str, tuple[int, ...]]:
+def llm_shapes(config: DecoderSpec) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of Qwen2; without lm_head, which tied checkpoints leave out."""
     dims = config.dims
     d, m, q, kv = dims.hidden, dims.intermediate, dims.heads, dims.kv_heads
@@ -77,7 +77,7 @@ def llm_shapes(config: LlmConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def vision_shapes(config: VisionConfig, llm_hidden: int) -> dict[str, tuple[int, ...]]:
+def vision_shapes(config: TowerSpec, llm_hidden: int) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of the tower's used layers, the projector and the newline."""
     dims = config.dims
     d, m = dims.hidden, dims.intermediate

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from ..arch.spec import PixelScale
 from ..core.errors import DyCokeError
 from .json_file import read_json
 
@@ -41,21 +38,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 _BICUBIC = (3, "bicubic")  # Pillow's number; the only filter of runtime/preprocess.py
-
-
-@dataclass(frozen=True)
-class PixelScale:
-    """pixel = (uint8 * rescale - mean) / std, per channel; SigLIP's values by default."""
-
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    rescale: float = 1 / 255
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """(factor, offset), fp32 [1,3,1,1]: pixel = uint8 * factor + offset."""
-        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.std))
-        factor, offset = self.rescale / std, -mean / std
-        return factor.float().view(1, 3, 1, 1), offset.float().view(1, 3, 1, 1)
 
 
 def read_pixel_scale(directory: Path, image_size: int, patches: int | None = None) -> PixelScale:

@@ -28,8 +28,9 @@ TENSORRT_OPERATORS: dict[str, tuple[str, ...]] = {
     "Shape": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
     "Slice": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
     "Softmax": ("float", "float16", "bfloat16"),
-    "Sub": ("float", "float16", "bfloat16", "int32", "int64"),
+    "Squeeze": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
     "TopK": ("float", "float16", "bfloat16", "int32", "int64"),
     "Transpose": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
+    "Unsqueeze": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
     "Where": ("float", "float16", "bfloat16", "int32", "int64", "bool"),
 }

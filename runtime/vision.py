@@ -1,6 +1,6 @@
 """The vision step: on an engine of TensorRT or of TensorRT for RTX, or native.
 
-Native is `vision_ttm.onnx` in ONNX Runtime on a CPU, and its weights in torch on a GPU.
+Native is `vision_ttm.onnx` in ONNX Runtime on a CPU, and the same module in torch on a GPU.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..bundle.paths import ENGINES, VISION_FILES, VISION_GRAPH
 from ..core.errors import DyCokeError
 
-FILE = "vision_ttm.onnx"
 NATIVE, TENSORRT, RTX = "native", "tensorrt", "rtx"
 KINDS = (NATIVE, TENSORRT, RTX)
 
@@ -46,14 +46,14 @@ def load_vision(
     from ..bundle.loading import checked_parts  # needs pydantic, which a benchmark may lack
 
     if build == "cpu":
-        with checked_parts(bundle, FILE):
+        with checked_parts(bundle, *VISION_FILES):
             return OnnxVision(bundle, threads)
     from .gpu import find_gpu
     from .vision_torch import TorchVision
 
     place = find_gpu()
     try:
-        with checked_parts(bundle, FILE):
+        with checked_parts(bundle, *VISION_FILES):
             return TorchVision.from_bundle(bundle, place, kernels=True)
     except torch.OutOfMemoryError:
         raise DyCokeError(
@@ -71,7 +71,7 @@ def _plan(bundle: Path, build: str) -> Vision:
     from ..engines.vision_plan import PLAN_FILE
     from .vision_engine import EngineVision
 
-    folder = bundle / "engines" / build
+    folder = bundle / ENGINES / build
     record = read_record(folder, open_bundle(bundle), bundle, installed=installed())
     again = f"run: dycoke build {bundle} --target {build}, here"
     plan = {PLAN_FILE: record.files[PLAN_FILE]}
@@ -95,7 +95,7 @@ def _rtx(bundle: Path, cuda_graph: bool) -> Vision:
     record = read_vision_record(
         bundle, open_bundle(bundle), version=library.version, sm=gpus[0].sm if gpus else None
     )
-    folder = bundle / "engines" / DIRECTORY
+    folder = bundle / ENGINES / DIRECTORY
     again = f"run: dycoke build {bundle} --vision rtx --target this-gpu, on the GPU"
     with checked_while_loading(folder, record.files, RECORD, again):
         return EngineVision(
@@ -104,7 +104,7 @@ def _rtx(bundle: Path, cuda_graph: bool) -> Vision:
             again=again,
             runtime_cache=folder / CACHE_FILE,
             cuda_graph=cuda_graph,
-            refit=bundle / FILE if record.weights == "stripped" else None,
+            refit=bundle / VISION_GRAPH if record.weights == "stripped" else None,
         )
 
 
@@ -117,7 +117,7 @@ class OnnxVision:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        path = bundle / FILE
+        path = bundle / VISION_GRAPH
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]

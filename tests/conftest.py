@@ -3,6 +3,7 @@ allows, golden files."""
 
 import os
 import signal
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +22,13 @@ if find_spec("hypothesis"):  # GPU machines may lack it: tests/draws.py
 # that interrupt a command would wait for it for ever.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Vision graphs are traced once for all workers and commands, and again when code changes."""
+    cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
+    folder = cache.mkdir("graphs") if cache else tempfile.gettempdir() + "/dycoke-graphs"
+    os.environ.setdefault("DYCOKE_GRAPH_CACHE", str(folder))
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 # A folder may import itself and what stands on a line above it.
 LAYERS = [
     ["core"],
-    ["cost"],
-    ["kernels"],
+    ["cost", "compress", "kernels"],
+    ["arch"],
     ["bundle"],
     ["export", "engines"],
     ["runtime"],
@@ -23,7 +23,13 @@ LAYERS = [
     ["cli"],
 ]
 RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folders}
-TORCH_ONLY = {"core": {"torch"}, "cost": set(), "kernels": {"torch", "triton"}}
+TORCH_ONLY = {
+    "core": {"torch"},
+    "cost": set(),
+    "compress": {"torch"},
+    "arch": {"torch"},
+    "kernels": {"torch", "triton"},
+}
 SOURCES = [p for folder in RANK for p in sorted((ROOT / folder).rglob("*.py"))]
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..bundle.manifest import Manifest
+from ..bundle.paths import VISION_GRAPH
 from ..export.preprocessing import read_pixel_scale
-from ..runtime.vision import FILE
 from .check import Check
 from .source import vision_stages
 
@@ -52,7 +52,7 @@ def check_vision(
     """
     import onnx
 
-    path = bundle / FILE
+    path = bundle / VISION_GRAPH
     if manifest.vision.dtype == "bfloat16":
         onnx.checker.check_model(str(path), full_check=True)
         return [

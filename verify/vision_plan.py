@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..bundle.manifest import Manifest
+from ..bundle.paths import VISION_GRAPH
 from ..core.errors import DyCokeError
-from ..engines.vision_plan import ONNX_FILE
 from ..runtime.vision import Vision
 from ..runtime.vision_torch import TorchVision
 from .check import Check
@@ -65,7 +65,7 @@ def reference_vision(bundle: Path, dtype: str, device: str = "cuda") -> Callable
             f"ONNX Runtime has no {provider} here, and the plan is compared with it on the GPU; "
             "run: pip install onnxruntime-gpu"
         )
-    session = onnxruntime.InferenceSession(str(bundle / ONNX_FILE), providers=[provider])
+    session = onnxruntime.InferenceSession(str(bundle / VISION_GRAPH), providers=[provider])
 
     def run(clip: Array) -> Array:
         (rows,) = session.run(["visual_embeds"], {"frames": clip})

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from ...core.config import DyCokeConfig
-from ...core.ttm import ttm_count
+from ...core.ttm import visual_tokens
 from ...cost.dims import preset
 from ...runtime.native.blocks import blocks_for
 from ...runtime.native.engine import EngineLimits, NativeEngine
@@ -141,7 +141,7 @@ def main() -> None:
     model, llm, weights = build(options.layers)
     per_frame = preset("llava-ov-0.5b").vision.tokens_per_frame
     full = options.frames * per_frame + 1 + TEXT
-    short = ttm_count(options.frames, per_frame, 0.7) + 1 + TEXT
+    short = visual_tokens(options.frames, per_frame, 0.7) + TEXT
     embeds = torch.randn(full, llm.hidden) * float(weights.embedding.std())
     pruned = DyCokeConfig(k=0.7, l=3, p=0.7)
 

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from ...bundle.files import open_bundle
+from ...bundle.paths import VISION_FILES
 from ...bundle.vision_record import read_vision_record
 from ...core.config import DyCokeConfig
 from ...cost.dims import preset
-from ...engines.vision_plan import ONNX_FILE, PLAN_FILE
+from ...engines.vision_plan import PLAN_FILE
 from ...export.bundle import export_bundle
 from ..machine import machine
 from ..make_checkpoint import make_checkpoint
@@ -63,7 +64,7 @@ def _build(bundle: Path, targets: tuple[str, ...]) -> dict[str, Any]:
     if status:
         raise SystemExit(f"{' '.join(command + chosen)} failed")
     record = read_vision_record(bundle, open_bundle(bundle))
-    graph = sum(file.stat().st_size for file in bundle.glob(f"{ONNX_FILE}*"))
+    graph = sum(f.stat().st_size for name in VISION_FILES if (f := bundle / name).is_file())
     return {
         "targets": list(targets),
         "sms": record.sms,

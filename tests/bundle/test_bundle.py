@@ -15,7 +15,8 @@ from dycoke_trt.bundle.files import (
     describe_parts,
     open_bundle,
 )
-from dycoke_trt.bundle.manifest import FILE, Manifest, read_manifest
+from dycoke_trt.bundle.manifest import Manifest, read_manifest
+from dycoke_trt.bundle.paths import MANIFEST
 from dycoke_trt.bundle.record import EngineRecord, read_record, write_record
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
@@ -57,7 +58,7 @@ def bundle(tmp_path: Path) -> Path:
     (root / "engines" / "cpu" / "plan").write_bytes(b"not a part")
     parts = {name: part.model_dump() for name, part in describe_parts(root).items()}
     manifest = Manifest.model_validate(values(parts))
-    (root / FILE).write_text(manifest.model_dump_json())
+    (root / MANIFEST).write_text(manifest.model_dump_json())
     return root
 
 
@@ -72,9 +73,9 @@ def test_round_trip_and_checks(bundle: Path) -> None:
 
 def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
     def apply(bundle: Path) -> None:
-        raw = json.loads((bundle / FILE).read_text())
+        raw = json.loads((bundle / MANIFEST).read_text())
         change(raw)
-        (bundle / FILE).write_text(json.dumps(raw))
+        (bundle / MANIFEST).write_text(json.dumps(raw))
 
     return apply
 
@@ -82,10 +83,10 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda b: (b / FILE).unlink(), "no bundle; run: dycoke export"),
-        (lambda b: (b / FILE).write_text("{"), "not readable"),
-        (lambda b: (b / FILE).write_bytes(b"\xff\xfe"), "not readable"),
-        (lambda b: (b / FILE).write_text("[1]"), "schema version None"),
+        (lambda b: (b / MANIFEST).unlink(), "no bundle; run: dycoke export"),
+        (lambda b: (b / MANIFEST).write_text("{"), "not readable"),
+        (lambda b: (b / MANIFEST).write_bytes(b"\xff\xfe"), "not readable"),
+        (lambda b: (b / MANIFEST).write_text("[1]"), "schema version None"),
         (edit(lambda raw: raw.update(schema_version=2)), "schema version 2, this release reads 1"),
         (edit(lambda raw: raw.pop("pad_id")), "pad_id"),
         (edit(lambda raw: raw.update(extra=1)), "extra"),
@@ -153,19 +154,22 @@ def test_engines_do_not_change_the_identity_of_a_bundle(bundle: Path) -> None:
 
 
 def test_a_bundle_of_the_first_release_still_serves() -> None:
-    """Written and built by 0.1.0 on 2026-11-27, kept as it was."""
+    """Written by 0.1.0, whose graph holds its weights and whose manifest has no `tower`."""
     manifest = open_bundle(BUNDLE_0_1_0, hashes=True)
     record = read_record(BUNDLE_0_1_0 / "engines" / "cpu", manifest, BUNDLE_0_1_0)
+    assert record.versions["dycoke-trt"] == "0.1.0"
     assert record.bundle_hash.startswith("ba9b43bb20ec")
+    assert manifest.exporter == "dycoke-trt 0.1.0"
+    assert manifest.vision.tower is None
     pipeline = Pipeline.from_record(BUNDLE_0_1_0)
     frames = pipeline.read(CLIPS_DIR / "describe.mp4", 16)
     answer = pipeline.ask(frames, "What appears first?", max_tokens=8)
-    assert answer.text == " turns"  # as it answered then
+    assert answer.text == " turns"  # as 0.1.0 answered
 
 
 def test_identity_is_of_what_the_file_says(bundle: Path) -> None:
     before = read_manifest(bundle).identity
-    path = bundle / "bundle.json"
+    path = bundle / MANIFEST
     said = json.loads(path.read_text())
     path.write_text(json.dumps(said, indent=7))
     assert read_manifest(bundle).identity == before
@@ -194,8 +198,8 @@ def test_only_an_old_bundle_is_replaced(tmp_path: Path, bundle: Path) -> None:
     with pytest.raises(DyCokeError, match="exists already"), atomic_directory(bundle):
         pass
     with atomic_directory(bundle, replace=True) as work:
-        (work / FILE).write_text("{}")
-    assert [p.name for p in bundle.iterdir()] == [FILE]
+        (work / MANIFEST).write_text("{}")
+    assert [p.name for p in bundle.iterdir()] == [MANIFEST]
     other = tmp_path / "photos"
     other.mkdir()
     with atomic_directory(other):

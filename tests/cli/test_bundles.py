@@ -33,7 +33,7 @@ def test_from_checkpoint_to_answer(tmp_path: Path) -> None:
     done = dycoke("export", MODEL_DIR, "-o", bundle, *args)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in bundle.iterdir()) == [
-        "bundle.json", "kernels", "llm", "tokenizer", "vision_ttm.onnx"
+        "bundle.json", "kernels", "llm", "tokenizer", "vision.safetensors", "vision_ttm.onnx"
     ]  # fmt: skip
     assert (
         "kernels/select_b64.sm_90.cubin"

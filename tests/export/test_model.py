@@ -3,13 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dycoke_trt.arch.spec import PixelScale
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.core.ttm import ttm_count
+from dycoke_trt.core.ttm import visual_tokens
 from dycoke_trt.export.checkpoint import Checkpoint, open_checkpoint
 from dycoke_trt.export.llm_reader import read_llm
 from dycoke_trt.export.model import export_parts
-from dycoke_trt.export.preprocessing import PixelScale
 
 CONFIG = DyCokeConfig(l=1)
 
@@ -20,7 +20,7 @@ def files_in(directory: Path) -> list[str]:
 
 
 def test_parts(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    parts = export_parts(checkpoint, tmp_path / "parts", CONFIG, "bf16", 2, external_bytes=0)
+    parts = export_parts(checkpoint, tmp_path / "parts", CONFIG, "bf16", 2)
     assert list(parts.files) == files_in(tmp_path / "parts")
     assert parts.files == (
         "llm/config.json",
@@ -29,13 +29,13 @@ def test_parts(checkpoint: Checkpoint, tmp_path: Path) -> None:
         "tokenizer/chat_template.jinja",
         "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json",
+        "vision.safetensors",
         "vision_ttm.onnx",
-        "vision_ttm.onnx.data",
     )
     assert [p.name for p in tmp_path.iterdir()] == ["parts"]
     assert parts.source_revision == checkpoint.revision
     assert parts.visual_token_base == 103 == read_llm(tmp_path / "parts" / "llm").visual_token_base
-    assert parts.visual_tokens(8) == ttm_count(8, 16, 0.7) + 1
+    assert parts.visual_tokens(8) == visual_tokens(8, 16, 0.7)
     assert (parts.eos_ids, parts.pad_id, parts.image_size) == ((7,), 7, 101)
     assert parts.pixel_scale == PixelScale()
     assert parts.template is not None
@@ -73,7 +73,7 @@ def test_a_refusal_leaves_nothing(
     checkpoint: Checkpoint, tmp_path: Path, config: DyCokeConfig, tp: int, message: str
 ) -> None:
     with pytest.raises(DyCokeError, match=message):
-        export_parts(checkpoint, tmp_path / "parts", config, "fp32", tp, external_bytes=0)
+        export_parts(checkpoint, tmp_path / "parts", config, "fp32", tp)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,7 +85,7 @@ def test_a_crash_leaves_nothing(
 
     monkeypatch.setattr(Checkpoint, "chunks", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export_parts(checkpoint, tmp_path / "parts", CONFIG, external_bytes=0)
+        export_parts(checkpoint, tmp_path / "parts", CONFIG)
     assert list(tmp_path.iterdir()) == []
 
 

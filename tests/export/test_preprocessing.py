@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dycoke_trt.arch.spec import PixelScale
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.export.preprocessing import PixelScale, read_pixel_scale
+from dycoke_trt.export.preprocessing import read_pixel_scale
 from dycoke_trt.runtime.preprocess import resize
 
 with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """The exported graph in ONNX Runtime against the source model and core/ttm.py."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,24 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.core.ttm import ttm_count, ttm_select
 from dycoke_trt.export.checkpoint import Checkpoint
-from dycoke_trt.export.vision import VisionExport, export_vision, mark_outputs
+from dycoke_trt.export.vision import VisionExport, export_vision
 
 IMAGE, N, D, K = 101, 16, 64, 0.7
 PAPER = DyCokeConfig(k=K, l=1)
 # Measured in ONNX Runtime on these tensors: 4.3e-4 (torch in half precision: 7.5e-4).
 FP16_RELATIVE_ERROR = 1e-3
 MARGIN = 1e-5
+
+
+def with_outputs(path: Path, names: list[str]) -> Path:
+    """A copy of a graph beside it whose inner values `names` are outputs too."""
+    model = onnx.load(path, load_external_data=False)
+    known = {value.name for value in model.graph.output}
+    inferred = onnx.shape_inference.infer_shapes(model)
+    values = {value.name: value for value in inferred.graph.value_info}
+    model.graph.output.extend(values[name] for name in names if name not in known)
+    onnx.save(model, path.with_name("marked.onnx"))
+    return path.with_name("marked.onnx")
 
 
 def assert_same_where_clear(rows: torch.Tensor, features: torch.Tensor) -> tuple[int, int]:
@@ -95,11 +107,8 @@ def test_fp16_within_its_bound(
 ) -> None:
     path = tmp_path / "v.onnx"
     export_vision(checkpoint, path, PAPER, "fp16", kept_rows=True)
-    model = onnx.load(path)
-    mark_outputs(model, ["pooling/output"])
-    onnx.save(model, path)
     video = frames(3, 8)
-    out = run_onnx(path, {"frames": video})
+    out = run_onnx(with_outputs(path, ["pooling/output"]), {"frames": video})
     source = source_features(hf_model, video)
     pooled = out["pooling/output"].view_as(source)
     assert pooled.dtype == torch.float16
@@ -118,8 +127,8 @@ def test_without_ttm_there_are_no_ttm_nodes(
     path = tmp_path / "v.onnx"
     info = export_vision(checkpoint, path, config, "fp32", kept_rows=True)
     assert info.n_keep is None
-    graph = onnx.load(path).graph
-    assert not any("ttm" in node.name or node.op_type == "TopK" for node in graph.node)
+    graph = onnx.load(path, load_external_data=False).graph
+    assert not any(node.op_type == "TopK" for node in graph.node)
     video = frames(2, 4)
     embeds = run_onnx(path, {"frames": video})["visual_embeds"]
     features = source_features(hf_model, video).flatten(1, 2)
@@ -157,7 +166,7 @@ def test_a_video_does_not_see_its_neighbours(fp32: Path, run_onnx: Any) -> None:
 
 @pytest.mark.parametrize(("batch", "count"), [(1, 5), (2, 6), (4, 3), (4, 1)])
 def test_frames_that_fill_no_window_fail(fp32: Path, batch: int, count: int, run_onnx: Any) -> None:
-    with pytest.raises(Exception, match="ttm/by_video"):
+    with pytest.raises(Exception, match="cannot be reshaped"):
         run_onnx(fp32, {"frames": frames(batch, count)})
 
 
@@ -171,14 +180,11 @@ def test_names_follow_the_layers(
         *(f"tower/layers.{i}/output" for i in range(3)),
         "projector/linear_2",
         "pooling/output",
-        "ttm/output",
     )
-    model = onnx.load(path)
-    mark_outputs(model, [*info.layer_outputs, "visual_embeds"])
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
+    marked = with_outputs(path, [*info.layer_outputs])
+    onnx.checker.check_model(str(marked), full_check=True)
     video = frames(1, 4)
-    out = run_onnx(path, {"frames": video})
+    out = run_onnx(marked, {"frames": video})
     pixels = (video.float() / 255 - 0.5) / 0.5
     with torch.no_grad():
         states = hf_model.model.vision_tower(pixels[0], output_hidden_states=True).hidden_states
@@ -187,16 +193,39 @@ def test_names_follow_the_layers(
         torch.testing.assert_close(out[name], state, rtol=0, atol=1e-4, msg=name)
 
 
-def test_external_data(checkpoint: Checkpoint, fp32: Path, tmp_path: Path, run_onnx: Any) -> None:
-    path = tmp_path / "v.onnx"
-    info = export_vision(checkpoint, path, PAPER, "fp32", kept_rows=True, external_bytes=0)
-    assert info.files == ("v.onnx", "v.onnx.data")
-    assert path.stat().st_size < 60_000 < path.with_name("v.onnx.data").stat().st_size
-    onnx.checker.check_model(str(path), full_check=True)
+def test_nodes_are_called_after_their_modules(fp32: Path) -> None:
+    nodes = onnx.load(fp32, load_external_data=False).graph.node
+    names = [node.name for node in nodes]
+    assert len(set(names)) == len(names)
+    assert {
+        "tower/layers.2/fc1/MatMul",
+        "tower/layers.0/norm2/LayerNormalization",
+        "projector/Gelu",
+        "pooling/MatMul",
+        "ttm/TopK_2",
+    } <= set(names)
+
+
+def test_the_weights_exist_once(
+    checkpoint: Checkpoint, fp32: Path, tmp_path: Path, run_onnx: Any
+) -> None:
+    """The graph points into the safetensors file, wherever the two lie."""
+    from safetensors.torch import load_file
+
+    weights = load_file(fp32.with_name("vision.safetensors"))
+    assert torch.equal(weights["image_newline"], checkpoint.tensor("image_newline"))
+    kernel = checkpoint.tensor("vision.embeddings.patch_embedding.weight").flatten(1).t()
+    assert torch.equal(weights["tower.patch_embedding.weight"], kernel)
+    model = onnx.load(fp32, load_external_data=False)
+    outside = {t.name for t in model.graph.initializer if t.external_data}
+    assert outside == weights.keys()
+    assert fp32.stat().st_size < 60_000
+    moved = Path(shutil.copytree(fp32.parent, tmp_path / "moved"))
+    onnx.checker.check_model(str(moved / fp32.name), full_check=True)
     video = frames(2, 4)
-    inline, external = run_onnx(fp32, {"frames": video}), run_onnx(path, {"frames": video})
-    for name, value in inline.items():
-        assert torch.equal(external[name], value)
+    here, there = run_onnx(fp32, {"frames": video}), run_onnx(moved / fp32.name, {"frames": video})
+    assert all(torch.equal(here[name], value) for name, value in there.items())
+    assert str(Path(torch.__file__).parent) not in fp32.read_bytes().decode("latin-1")
 
 
 def test_the_processors_pixel_scale_is_used(
@@ -242,7 +271,7 @@ def test_weights_beyond_fp16_are_refused(
     with pytest.raises(
         DyCokeError, match=r"projector.linear_2.weight is not finite in torch.float16"
     ):
-        export_vision(checkpoint, tmp_path / "v.onnx", PAPER, "fp16", external_bytes=0)
+        export_vision(checkpoint, tmp_path / "v.onnx", PAPER, "fp16")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -258,7 +287,7 @@ def test_what_was_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
     info = export_vision(checkpoint, tmp_path / "v.onnx", PAPER, "bf16")
     assert isinstance(info, VisionExport)
     assert (info.files, info.dtype, info.tokens_per_frame, info.n_keep) == (
-        ("v.onnx",),
+        ("v.onnx", "vision.safetensors"),
         "bf16",
         N,
         4,

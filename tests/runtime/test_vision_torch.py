@@ -1,4 +1,4 @@
-"""The vision step in torch against the graph in ONNX Runtime, from the same file."""
+"""The vision step in torch against the graph in ONNX Runtime, from one bundle."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from dycoke_trt.bundle.paths import VISION_WEIGHTS
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
-from dycoke_trt.export.checkpoint import open_checkpoint
-from dycoke_trt.export.vision import export_vision
-from dycoke_trt.runtime.onnx_weights import read_onnx
-from dycoke_trt.runtime.vision import FILE, OnnxVision
+from dycoke_trt.export.bundle import export_bundle
+from dycoke_trt.runtime.vision import OnnxVision
 from dycoke_trt.runtime.vision_torch import TorchVision
+
+BUNDLE_0_1_0 = Path(__file__).parents[1] / "data" / "bundle-0.1.0"
 
 
 @pytest.fixture(scope="module")
@@ -25,47 +26,47 @@ def frames() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "external", "config"),
+    ("dtype", "config"),
     [
-        ("fp32", 0, DyCokeConfig()),  # weights in their own file
-        ("fp32", 1 << 30, DyCokeConfig.off()),
-        ("fp16", 1 << 30, DyCokeConfig(k=0.5)),
+        ("float32", DyCokeConfig()),
+        ("float32", DyCokeConfig.off()),
+        ("float16", DyCokeConfig(k=0.5)),
     ],
 )
 def test_torch_equals_onnx_runtime(
-    tmp_path: Path, frames: torch.Tensor, dtype: str, external: int, config: DyCokeConfig
+    tmp_path: Path, frames: torch.Tensor, dtype: str, config: DyCokeConfig
 ) -> None:
-    checkpoint = open_checkpoint(MODEL_DIR)
-    export_vision(checkpoint, tmp_path / FILE, config, dtype, external_bytes=external)
-    expected = OnnxVision(tmp_path)(frames)
-    got = TorchVision.from_bundle(tmp_path, "cpu")(frames)
+    export_bundle(MODEL_DIR, tmp_path / "b", config, dtype=dtype)
+    expected = OnnxVision(tmp_path / "b")(frames)
+    got = TorchVision.from_bundle(tmp_path / "b", "cpu")(frames)
     assert got.shape == expected.shape
     assert got.dtype == expected.dtype
     scale = float(expected.abs().max())
     difference = (got.float() - expected.float()).abs().amax(-1) / scale
     # With fp16 TTM may cut between two nearly equal tokens: then rows differ, not all of them.
-    assert (difference < (1e-4 if dtype == "fp32" else 2e-2)).float().mean() > (
-        0.999 if dtype == "fp32" else 0.9
+    assert (difference < (1e-4 if dtype == "float32" else 2e-2)).float().mean() > (
+        0.999 if dtype == "float32" else 0.9
     )
 
 
-def test_the_reader_agrees_with_onnx(tmp_path: Path) -> None:
-    import onnx
+@pytest.mark.parametrize("damage", ["missing", "truncated", "of another tower", "not safetensors"])
+def test_weights_that_do_not_fit_are_one_line(tmp_path: Path, damage: str) -> None:
+    export_bundle(MODEL_DIR, tmp_path / "b", DyCokeConfig(), dtype="float32")
+    path = tmp_path / "b" / VISION_WEIGHTS
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "of another tower":  # as long as the manifest says
+        path.write_bytes(content.replace(b"tower.layers.3", b"tower.layers.7"))
+    else:
+        path.write_bytes(b"\xff" * len(content))
+    with pytest.raises(DyCokeError, match=r"vision.safetensors.*export again") as refused:
+        TorchVision.from_bundle(tmp_path / "b", "cpu")
+    assert "\n" not in str(refused.value)
 
-    path = tmp_path / FILE
-    export_vision(open_checkpoint(MODEL_DIR), path, DyCokeConfig(), "bf16")
-    file, model = read_onnx(path), onnx.load(path)
-    assert file.properties == {entry.key: entry.value for entry in model.metadata_props}
-    assert set(file.tensors) == {tensor.name for tensor in model.graph.initializer}
-    for tensor in model.graph.initializer:
-        mine = file.tensors[tensor.name]
-        assert list(mine.shape) == list(tensor.dims)
-        if tensor.HasField("raw_data"):
-            assert mine.flatten().view(torch.uint8).numpy().tobytes() == tensor.raw_data
 
-
-@pytest.mark.parametrize("content", [b"\xff" * 40, b"\x3a\x7f", b""])
-def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / FILE).write_bytes(content)
-    with pytest.raises(DyCokeError, match="export again"):
-        TorchVision.from_bundle(tmp_path, "cpu")
+def test_a_bundle_of_the_first_release_is_refused_on_a_gpu() -> None:
+    with pytest.raises(DyCokeError, match=r"holds no weights of its vision tower.*export again"):
+        TorchVision.from_bundle(BUNDLE_0_1_0, "cpu")

@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 
+from ....arch.siglip import VisionModel, fused_attention
+from ....arch.spec import PixelScale, TowerSpec
+from ....compress.ttm import kept_of_compared
+from ....core import ttm
 from ....core.config import DyCokeConfig
 from ....core.reselection import RESELECT
-from ....core.ttm import ttm_count
 from ....cost.dims import LlmDims, ModelDims
-from ....export.vision_graph import pooling_matrix
 from ....runtime.native.blocks import blocks_for
 from ....runtime.native.device import DeviceQwen2
 from ....runtime.native.engine import EngineLimits, NativeEngine
 from ....runtime.native.graphs import GraphDecoder
 from ....runtime.native.weights import LayerWeights, LlmConfig, Weights
 from ....runtime.request import Event, Request
-from ....runtime.vision_torch import TorchVision, VisionShape
+from ....runtime.vision_torch import TorchVision
 from .rates import CUDA, DEVICE, seconds, synchronise
 
 TEXT, BEFORE = 64, 14  # tokens of text in a prompt; those before the video
@@ -53,32 +55,18 @@ def random_llm(dims: LlmDims, dtype: torch.dtype) -> tuple[LlmConfig, Weights]:
 
 def random_vision(model: ModelDims, dtype: torch.dtype) -> TorchVision:
     """The tower and projector of a model; heads of 72 as in SigLIP-so400m."""
-    v, hidden = model.vision, model.llm.hidden
-    d, wide, patch = v.hidden, v.intermediate, 3 * v.patch**2
-    shapes = {
-        "pixels/factor": (1,), "pixels/offset": (1,), "newline/weight": (hidden,),
-        "vision.embeddings.patch_embedding.weight": (patch, d),
-        "vision.embeddings.patch_embedding.bias": (d,),
-        "vision.embeddings.position_embedding.weight": (v.patches, d),
-        "projector.linear_1.weight": (d, hidden), "projector.linear_1.bias": (hidden,),
-        "projector.linear_2.weight": (hidden, hidden), "projector.linear_2.bias": (hidden,),
-    }  # fmt: skip
-    for i in range(v.layers):
-        name = f"vision.encoder.layers.{i}."
-        for part in ("q", "k", "v", "out"):
-            shapes |= {f"{name}self_attn.{part}_proj.weight": (d, d)}
-            shapes |= {f"{name}self_attn.{part}_proj.bias": (d,)}
-        shapes |= {f"{name}mlp.fc1.weight": (d, wide), f"{name}mlp.fc1.bias": (wide,)}
-        shapes |= {f"{name}mlp.fc2.weight": (wide, d), f"{name}mlp.fc2.bias": (d,)}
-        for norm in (1, 2):
-            shapes |= {f"{name}layer_norm{norm}.{p}": (d,) for p in ("weight", "bias")}
+    v, config = model.vision, DyCokeConfig.paper()
+    tower = TowerSpec(v, max(1, v.hidden // 72), v.patches_per_side * v.patch, 1e-6, True)
+    keep = kept_of_compared(config, v.tokens_per_frame)
+    module = VisionModel(
+        tower, model.llm.hidden, PixelScale(), keep, dtype, attention=fused_attention
+    )
     weights = {
-        name: torch.randn(shape, device=DEVICE, dtype=dtype) * 0.02
-        for name, shape in shapes.items()
+        name: torch.randn(parameter.shape, device=DEVICE, dtype=dtype) * 0.02
+        for name, parameter in module.named_parameters()
     }
-    weights["pooling/matrix"] = pooling_matrix(v.patches_per_side).to(DEVICE)
-    shape = VisionShape(v.layers, max(1, d // 72), v.patch, v.patches_per_side, 1e-6, True)
-    return TorchVision(shape, weights, DyCokeConfig.paper(), kernels=True)
+    module.load_state_dict(weights, assign=True)
+    return TorchVision(module.to(DEVICE), config.k, kernels=True)
 
 
 def time_vision(model: ModelDims, frames: int, dtype: torch.dtype) -> dict[str, float]:
@@ -87,7 +75,7 @@ def time_vision(model: ModelDims, frames: int, dtype: torch.dtype) -> dict[str, 
     side = v.patches_per_side * v.patch
     video = torch.randint(0, 256, (frames, 3, side, side), dtype=torch.uint8, device=DEVICE)
     with torch.no_grad():
-        encoder = seconds(lambda: vision.features(video), repeats=3)
+        encoder = seconds(lambda: vision.model.features(video), repeats=3)
         features = torch.randn(
             frames, v.tokens_per_frame, model.llm.hidden, device=DEVICE, dtype=dtype
         )
@@ -97,7 +85,7 @@ def time_vision(model: ModelDims, frames: int, dtype: torch.dtype) -> dict[str, 
 
 
 def visual_tokens(model: ModelDims, frames: int, config: DyCokeConfig) -> int:
-    return ttm_count(frames, model.vision.tokens_per_frame, config.k, config.ttm) + 1
+    return ttm.visual_tokens(frames, model.vision.tokens_per_frame, config.k, config.ttm)
 
 
 def serve(

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from dycoke_trt.arch.siglip import VisionModel, fused_attention
+from dycoke_trt.arch.spec import PixelScale, TowerSpec
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.core.pool import encode_table
 from dycoke_trt.core.reselection import REUSE
+from dycoke_trt.cost.dims import VisionDims
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
@@ -22,7 +25,6 @@ from dycoke_trt.runtime.native.steps import Lane
 from dycoke_trt.runtime.native.weights import load_weights
 from dycoke_trt.runtime.sampling import Sampling
 from dycoke_trt.runtime.selection import StepTrace
-from dycoke_trt.runtime.vision import FILE
 from dycoke_trt.runtime.vision_torch import TorchVision
 from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, INTERPRETED, TOLERANCE
 from dycoke_trt.tests.runtime.tiny import CONFIG, Client, random_weights, video_prompt
@@ -156,16 +158,19 @@ def test_unused_lanes_change_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_vision_merges_with_the_kernels(tmp_path: Path) -> None:
-    """TTM by kernels/ttm.py inside the vision step keeps the tokens that core/ttm.py keeps."""
-    pytest.importorskip("onnx")  # absent on bare GPU machines
-    from dycoke_trt.export.vision import export_vision
-
-    export_vision(open_checkpoint(MODEL_DIR), tmp_path / FILE, DyCokeConfig(), "fp32")
-    frames = torch.randint(0, 256, (1, 6, 3, 96, 96), dtype=torch.uint8)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_vision_merges_with_the_kernels(dtype: torch.dtype) -> None:
+    """TTM by kernels/ttm.py inside the vision step keeps the tokens that compress/ttm.py keeps."""
+    tower = TowerSpec(VisionDims(1, 32, 48, 8, 6), 2, 48, 1e-6, True)
+    module = VisionModel(tower, 64, PixelScale(), 2, dtype, attention=fused_attention)
+    weights = {
+        name: torch.randn(parameter.shape, dtype=dtype, device=DEVICE) * 0.2
+        for name, parameter in module.named_parameters()
+    }
+    module.load_state_dict(weights, assign=True)
+    frames = torch.randint(0, 256, (2, 8, 3, 48, 48), dtype=torch.uint8)
     expected, got = (
-        TorchVision.from_bundle(tmp_path, DEVICE, kernels=kernels)(frames)
-        for kernels in (False, True)
+        TorchVision(module.to(DEVICE), 0.7, kernels=kernels)(frames) for kernels in (False, True)
     )
     assert torch.equal(got, expected)
 

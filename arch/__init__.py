@@ -1,0 +1,1 @@
+"""What the models are: their shapes, their forward passes, one row per family."""

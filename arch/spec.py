@@ -1,0 +1,48 @@
+"""What a model is: one description that export, bundle, engines, runtime and cost read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..cost.dims import LlmDims, VisionDims
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """pixel = (uint8 * rescale - mean) / std, per channel; SigLIP's values by default."""
+
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    rescale: float = 1 / 255
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """(factor, offset), fp32 [1,3,1,1]: pixel = uint8 * factor + offset."""
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.std))
+        factor, offset = self.rescale / std, -mean / std
+        return factor.float().view(1, 3, 1, 1), offset.float().view(1, 3, 1, 1)
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """SigLIP as it runs: dims.layers are the layers used, before any post-LayerNorm."""
+
+    dims: VisionDims
+    heads: int
+    image_size: int
+    layer_norm_eps: float
+    tanh_gelu: bool  # the tower's activation; the projector's is the exact one
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """Qwen2: dimensions (vocab: the padded rows of the embedding) and what its math needs."""
+
+    dims: LlmDims
+    rope_theta: float
+    rms_norm_eps: float
+    max_positions: int
+    eos_ids: tuple[int, ...]
+    pad_id: int | None

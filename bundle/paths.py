@@ -1,0 +1,12 @@
+"""Where things lie in a bundle: the names of its files and folders, once."""
+
+from __future__ import annotations
+
+MANIFEST = "bundle.json"  # what makes a directory a bundle
+VISION_GRAPH = "vision_ttm.onnx"
+VISION_WEIGHTS = "vision.safetensors"  # what the graph's initializers point into
+VISION_FILES = (VISION_GRAPH, VISION_WEIGHTS, "vision_ttm.onnx.data")  # the last: of 0.1.0
+LLM = "llm"
+TOKENIZER = "tokenizer"
+KERNELS = "kernels"
+ENGINES = "engines"

@@ -1,0 +1,1 @@
+"""What happens to visual tokens before the language model, one file per method."""
