@@ -38,7 +38,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an old bundle.")] = False,
 ) -> None:
     """Turn a LLaVA-OneVision checkpoint into a bundle: graph, LLM, kernel images, tokenizer."""
-    require("jinja2", "onnx", "transformers", extra="export")
+    require("jinja2", "onnx", "onnxscript", "transformers", extra="export")
     targets = () if kernel_target == "none" else tuple(kernel_target.split(","))
     if targets:
         require("triton", extra="export")

@@ -27,7 +27,7 @@ def demo(
     frames: Annotated[int, typer.Option("--frames", help="Frames sampled from each clip.")] = 16,
 ) -> None:
     """Export, verify, build and serve the small model, and ask it about its sample clips."""
-    require("onnx", "onnxruntime", "polygraphy", "transformers", extra="verify")
+    require("onnx", "onnxscript", "onnxruntime", "polygraphy", "transformers", extra="verify")
     require("tritonclient", extra="server")
     from rich.console import Console
     from rich.table import Table
