@@ -12,10 +12,10 @@ from ..core.reselection import tokens_kept
 from ..demo.tokenizer import prompt_prefix, prompt_suffix
 from ..export.checkpoint import open_checkpoint
 from ..export.llm import export_llm
-from ..runtime.native.engine import EngineLimits, NativeEngine
-from ..runtime.native.model import Qwen2
+from ..runtime.native.cpu import cpu_runner
 from ..runtime.native.weights import load_weights
 from ..runtime.request import Event, Request
+from ..runtime.scheduler import EngineLimits, Scheduler
 from ..runtime.selection import StepTrace
 from .oracle import Generation, Step
 from .shapes import MAX_NEW_TOKENS, Answerer
@@ -33,7 +33,7 @@ class NativeAnswerer(Answerer):
             export_llm(open_checkpoint(model_dir), llm, DyCokeConfig.off(), "fp32")
             self._llm = load_weights(llm)
         self._block = tokens_per_block
-        self._engines: dict[DyCokeConfig, NativeEngine] = {}
+        self._engines: dict[DyCokeConfig, Scheduler] = {}
         self.last_steps: list[Step] = []  # of the last generation
 
     @torch.no_grad()
@@ -58,12 +58,13 @@ class NativeAnswerer(Answerer):
         ended = [min(self.end_ids)] if events[-1].finish == "end" else []
         return Generation(tokens + ended, self.last_steps, None), len(visual)
 
-    def _engine(self, config: DyCokeConfig) -> NativeEngine:
+    def _engine(self, config: DyCokeConfig) -> Scheduler:
         if config not in self._engines:
             llm, weights = self._llm
-            model = Qwen2(llm, weights, POOL_TOKENS // self._block, self._block)
+            pool = POOL_TOKENS // self._block
+            runner = cpu_runner(llm, weights, pool, self._block, config)
             limits = EngineLimits(max_batch=1)
-            self._engines[config] = NativeEngine(model, config, limits, self._keep)
+            self._engines[config] = Scheduler(runner, limits, self._keep)
         return self._engines[config]
 
     def _keep(self, _: str, step: StepTrace) -> None:

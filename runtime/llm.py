@@ -23,7 +23,7 @@ class Pool(Protocol):
 
 
 class LlmEngine(Protocol):
-    """One thread calls `step`; any thread may call the others. Described at NativeEngine."""
+    """One thread calls `step`; any thread may call the others. Described at Scheduler."""
 
     selection: SelectionCounts
 

@@ -15,12 +15,12 @@ from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .answer import decode_speed
 from .detokenize import TextStream
-from .native.engine import EngineLimits
 from .native.load import limits_of, load_engine, native_record
 from .preprocess import resize
 from .prompt import PromptBuilder
 from .request import Event, Request
 from .sampling import Sampling
+from .scheduler import EngineLimits
 from .selection import StepTrace
 from .stages import DECODE_VIDEO, DETOKENISE, PREPROCESS, VISION
 from .video.limits import VideoLimits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -13,11 +14,10 @@ from .stopping import WordMatcher
 
 @dataclass
 class Sequence:
-    """A request that owns KV blocks."""
+    """blocks: of the KV pool that it owns, where that is ours."""
 
     request: Request
-    blocks: list[int]
-    generator: torch.Generator
+    blocks: list[int] = field(default_factory=list)
     prefilled: int = 0  # prompt tokens in the pool
     tokens: list[int] = field(default_factory=list)  # generated; the last one is not in the pool
     delivered: int = 0
@@ -26,6 +26,10 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self._stop = WordMatcher(self.request.stop)
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        return self.request.sampling.generator()
 
     @property
     def decoding(self) -> bool:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..bundle.manifest import Manifest
-from ..core.pool import encode_table
-from ..runtime.native.model import Qwen2
 from ..runtime.native.ranks import load_ranks
+from ..runtime.steps import Chunk, Lane, Runner
 from .check import Check
 
 if TYPE_CHECKING:
@@ -72,14 +71,14 @@ def check_llm(
     return checks
 
 
-@torch.no_grad()  # of each thread
-def _logits(native: Qwen2, ids: Tensor, visual: Tensor, tokens: list[Tensor]) -> Tensor:
+def _logits(runner: Runner, ids: Tensor, visual: Tensor, tokens: list[Tensor]) -> Tensor:
     """fp32 [1 + steps, vocab]: after the prompt, and after each of the tokens int64 [1]."""
-    table = encode_table(torch.arange(native.layout.num_blocks)[None], native.config.layers).long()
-    embedded, first = native.embed(ids, visual), len(ids) // 4
-    native.prefill(embedded[:first], table[0], 0)
-    rows = [native.logits(native.prefill(embedded[first:], table[0], first))]
+    blocks, prompt, first = list(range(runner.layout.num_blocks)), ids.tolist(), len(ids) // 4
+    runner.prefill(Chunk(prompt[:first], 0, blocks, visual, last=False))
+    after_prompt = runner.prefill(Chunk(prompt[first:], first, blocks, visual, last=True))
+    assert after_prompt is not None
+    rows = [after_prompt.logits]
     for step, token in enumerate(tokens):
-        lengths = torch.tensor([len(ids) + step + 1])
-        rows.append(native.logits(native.decode(native.embed(token), table, lengths)))
+        lane = Lane(int(token), len(prompt) + step + 1, len(prompt), blocks)
+        rows.append(runner.decode([lane]).logits)
     return torch.cat(rows)

@@ -27,11 +27,11 @@ import torch
 from ...core.config import DyCokeConfig
 from ...core.ttm import visual_tokens
 from ...cost.dims import preset
-from ...runtime.native.blocks import blocks_for
-from ...runtime.native.engine import EngineLimits, NativeEngine
-from ...runtime.native.model import Qwen2
+from ...runtime.blocks import blocks_for
+from ...runtime.native.cpu import cpu_runner
 from ...runtime.native.weights import LayerWeights, LlmConfig, Weights
 from ...runtime.request import Event, Request
+from ...runtime.scheduler import EngineLimits, Scheduler
 from ..machine import machine
 
 TEXT, NEW, BLOCK = 64, 64, 16
@@ -103,9 +103,9 @@ def run_native(
     """(prefill seconds, decode tokens per second, blocks taken from the pool)."""
     tokens = len(embeds) + NEW
     blocks = batch * blocks_for(tokens, BLOCK)
-    model = Qwen2(llm, weights, blocks, BLOCK)
-    engine = NativeEngine(
-        model, config, EngineLimits(max_batch=batch, prefill_chunk=batch * len(embeds))
+    engine = Scheduler(
+        cpu_runner(llm, weights, blocks, BLOCK, config),
+        EngineLimits(max_batch=batch, prefill_chunk=batch * len(embeds)),
     )
     visual = len(embeds) - TEXT
     prompt = list(range(14)) + list(range(llm.vocab, llm.vocab + visual)) + list(range(TEXT - 14))

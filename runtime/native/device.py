@@ -15,15 +15,12 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from ...core.config import DyCokeConfig
 from ...core.errors import DyCokeError
 from ...core.pool import KEY, VALUE
 from ...core.pool import gather as gather_pool
-from ...core.state import ReselectionState
 from ...kernels.fused import add_norm, swiglu
 from ...kernels.interpreter import INTERPRETED
 from ...kernels.rotary import rotary, rotary_table
-from .graphs import GraphDecoder
 from .model import Qwen2
 from .weights import LlmConfig, Weights
 
@@ -65,11 +62,6 @@ class DeviceQwen2(Qwen2):
         self.cos_sin = rotary_table(
             config.max_positions, config.head_dim, config.rotary_base, self.device
         )
-
-    def step_decoder(
-        self, config: DyCokeConfig, state: ReselectionState | None, max_batch: int
-    ) -> GraphDecoder:
-        return GraphDecoder(self, config, state, max_batch)
 
     def embed(self, ids: Tensor, table: Tensor | None = None) -> Tensor:
         return super().embed(ids, None if table is None else table.to(self.device))

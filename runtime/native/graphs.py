@@ -9,7 +9,7 @@ likeliest tokens, and counts of what was selected), which is its only synchronis
 from __future__ import annotations
 
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +25,8 @@ from ...kernels.common import padded
 from ...kernels.score import MOST_SPLITS, ScoreWorkspace, score_logits
 from ...kernels.select import SelectionOutput, select
 from ..selection import SelectionCounts, StepTrace, Trace
-from .steps import Lane, StepResult
-
-if TYPE_CHECKING:
-    from .device import DeviceQwen2
+from ..steps import Lane, StepLogits
+from .device import DeviceQwen2, Rows
 
 
 class Bucket:
@@ -109,7 +107,7 @@ class GraphDecoder:
         self._memory: Any = None  # graphs share one pool of scratch memory
 
     @torch.no_grad()
-    def step(self, lanes: list[Lane], trace: Trace | None = None) -> StepResult:
+    def step(self, lanes: list[Lane], trace: Trace | None = None) -> StepLogits:
         bucket = self._bucket(len(lanes), max(len(lane.blocks) for lane in lanes))
         bucket.show(lanes, self.model.config.layers)
         if bucket.graph is not None:
@@ -117,7 +115,7 @@ class GraphDecoder:
         else:
             self._run(bucket)
         report = bucket.report.tolist()
-        result = StepResult(report[: len(lanes)], bucket.logits)
+        logits = StepLogits(bucket.logits, report[: len(lanes)])
         if self.state is not None:
             *self.selection.decisions, attended = report[bucket.size :]
             self.selection.context += sum(lane.length for lane in lanes)
@@ -125,7 +123,7 @@ class GraphDecoder:
         if trace is not None and self.state is not None:
             for row, lane in enumerate(lanes):
                 trace(row, self._trace(bucket, row, lane))
-        return result
+        return logits
 
     def prepare(self, lanes: int, blocks: int) -> None:
         """Records the graphs of up to `lanes` sequences of `blocks` blocks, before they are due."""
@@ -160,8 +158,6 @@ class GraphDecoder:
     def _run(self, bucket: Bucket) -> None:
         """One step on the bucket's buffers. Launches only: no allocation outside the graph's pool,
         nothing read back."""
-        from .device import Rows
-
         model, config, state = self.model, self.config, self.state
         tokens, lengths, prompts = bucket.inputs[:, : bucket.size].unbind()
         full = Rows(bucket.table, lengths, prompts)

@@ -15,9 +15,9 @@ from ...core.config import DyCokeConfig
 from ...core.errors import DyCokeError
 from ..gpu import CUDA, architecture, find_gpu
 from ..limits import RequestLimits
+from ..scheduler import EngineLimits, Scheduler
 from ..selection import StepTrace
-from .engine import EngineLimits, NativeEngine
-from .model import Qwen2
+from .cpu import cpu_runner
 from .weights import load_weights
 
 # A GPU's prefill is fast and its decode step short: larger chunks fill it.
@@ -33,7 +33,7 @@ def load_engine(
     limits: EngineLimits | None = None,
     trace: Callable[[str, StepTrace], None] | None = None,
     device: str = "cpu",
-) -> NativeEngine:
+) -> Scheduler:
     """The engine of `bundle`/llm: in fp32 on a CPU, in the bundle's dtype on `cuda`.
 
     kv_tokens: capacity of the pool, rounded up to blocks. Raises DyCokeError without a GPU that
@@ -44,15 +44,19 @@ def load_engine(
     if device != CUDA:
         with checked_parts(bundle, "llm/"):
             llm, weights = load_weights(bundle / "llm", dtype=torch.float32)
-        return NativeEngine(Qwen2(llm, weights, blocks, tokens_per_block), config, limits, trace)
+        runner = cpu_runner(llm, weights, blocks, tokens_per_block, config)
+        return Scheduler(runner, limits, trace)
     place = find_gpu()
-    from .device import DeviceQwen2  # needs triton
+    from .cuda import cuda_runner  # needs triton
 
     try:
         with checked_parts(bundle, "llm/", "kernels/"):
             llm, weights = load_weights(bundle / "llm", device=place)
-        model = DeviceQwen2(llm, weights, blocks, tokens_per_block)
-        return NativeEngine(model, config, limits, trace)
+        limits = limits or EngineLimits()
+        runner = cuda_runner(
+            llm, weights, blocks, tokens_per_block, config, max_batch=limits.max_batch
+        )
+        return Scheduler(runner, limits, trace)
     except torch.OutOfMemoryError:
         raise DyCokeError(
             f"{bundle}: its weights and a KV pool of {kv_tokens} tokens do not fit in what is free "
@@ -95,7 +99,7 @@ def limits_of(record: EngineRecord, requests: RequestLimits | None = None) -> En
 
 def load_built_engine(
     bundle: Path, build: str = "cpu", requests: RequestLimits | None = None
-) -> NativeEngine:
+) -> Scheduler:
     """The engine as `dycoke build --target build` recorded it; raises what `native_record` does."""
     record = native_record(bundle, build)
     return load_engine(

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
-from ...core.config import DyCokeConfig
 from ...core.pool import KEY, VALUE, PoolLayout
-from ...core.state import ReselectionState
 from ..stages import ATTENTION, SCORE, SELECT
 from .attention import DecodeContext, gather, prefill_attention, write_chunk
 from .linear import few_rows
 from .pruning import Pruner
-from .steps import StepDecoder
 from .weights import LayerWeights, LlmConfig, Weights
 
 
@@ -46,15 +43,6 @@ class Qwen2:
         self._reduce = reduce or (lambda x: x)
         half = torch.arange(0, config.head_dim, 2, device=self.device).float() / config.head_dim
         self._frequencies = config.rotary_base**-half
-
-    def step_decoder(
-        self,
-        config: DyCokeConfig,  # noqa: ARG002
-        state: ReselectionState | None,  # noqa: ARG002
-        max_batch: int,  # noqa: ARG002
-    ) -> StepDecoder | None:
-        """What decodes whole steps in place of `decode`; None here, CUDA graphs on a GPU."""
-        return None
 
     def embed(self, ids: Tensor, table: Tensor | None = None) -> Tensor:
         """Embeddings [n, hidden] of int64 ids [n]; ids >= vocab are rows of `table` [V, hidden]."""

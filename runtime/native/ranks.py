@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...core.config import DyCokeConfig
 from ...export.llm_reader import read_llm
-from .model import Qwen2
+from ..runner import ModelRunner
+from .cpu import cpu_runner
 from .weights import collect, llm_config
 
 TIMEOUT = 600  # seconds that a rank waits for the others; one that failed never comes
@@ -22,8 +24,8 @@ def load_ranks(
     tokens_per_block: int,
     *,
     dtype: torch.dtype | None = None,
-) -> list[Qwen2]:
-    """One model per rank, on the CPU, each with its own pool.
+) -> list[ModelRunner]:
+    """One runner per rank, on the CPU, each with its own pool; nothing is pruned.
 
     Several have to make the same calls at the same time, each in its own thread: their partial
     sums meet at a barrier, as in an all-reduce. Every rank has the whole head, so its logits are
@@ -43,7 +45,14 @@ def load_ranks(
 
     reduces = all_reduce(tp)
     return [
-        Qwen2(config, collect(config, tensors(i)), num_blocks, tokens_per_block, reduce=reduces[i])
+        cpu_runner(
+            config,
+            collect(config, tensors(i)),
+            num_blocks,
+            tokens_per_block,
+            DyCokeConfig.off(),
+            reduce=reduces[i],
+        )
         for i in range(tp)
     ]
 

@@ -117,7 +117,7 @@ class ExecutorEngine:
         )
         check_limits(request, self._record, self._rows)
         theirs = executor_request(self._bindings, request, self._dtype)
-        flight = _Flight(Sequence(request, [], request.sampling.generator()))
+        flight = _Flight(Sequence(request))
         with self._lock:
             if self._failure is not None:
                 raise RuntimeError(f"TensorRT-LLM's executor failed: {self._failure}")

@@ -19,7 +19,7 @@ from dycoke_trt.bench.profile.summary import own_times, summarise
 from dycoke_trt.bench.profile.trace import Kernel, Range, Trace, read_nsys, read_torch
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.runtime.native.model import Qwen2
+from dycoke_trt.runtime.runner import ModelRunner
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 
 CLIP = Path(__file__).parents[2] / "demo" / "clips" / "colour.mp4"
@@ -146,13 +146,13 @@ def test_stages_cover_requests_and_a_delay_moves_its_stage_alone(
     assert rows(summary)["sample"]["count"] == steps + REQUESTS
     assert rows(summary)["score"]["count"] == rows(summary)["select"]["count"] == steps
 
-    plain, planted = Qwen2.prefill, 0.5  # stages take milliseconds, 0.1 s on a busy machine
+    plain, planted = ModelRunner.prefill, 0.5  # stages take milliseconds, 0.1 s on a busy machine
 
     def late(*args: Any) -> Any:
         time.sleep(planted)  # the fault that is looked for
         return plain(*args)
 
-    monkeypatch.setattr(Qwen2, "prefill", late)
+    monkeypatch.setattr(ModelRunner, "prefill", late)
     was, now = fastest(before), fastest(record(tmp_path))
     assert [name for name in now if now[name] - was[name] > planted / 2] == ["prefill"]
 
@@ -283,12 +283,12 @@ sys.meta_path.insert(0, Late())
 """
 LATE = """
 import time
-from dycoke_trt.runtime.native.model import Qwen2
-plain = Qwen2.prefill
+from dycoke_trt.runtime.runner import ModelRunner
+plain = ModelRunner.prefill
 def late(*args):
     time.sleep(PLANTED)
     return plain(*args)
-Qwen2.prefill = late
+ModelRunner.prefill = late
 """
 
 

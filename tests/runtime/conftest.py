@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 from dycoke_trt.core.config import DyCokeConfig
-from dycoke_trt.runtime.native.engine import EngineLimits, NativeEngine
-from dycoke_trt.runtime.native.model import Qwen2
+from dycoke_trt.runtime.native.cpu import cpu_runner
+from dycoke_trt.runtime.scheduler import EngineLimits, Scheduler
 from dycoke_trt.tests.runtime.tiny import CONFIG, Client, random_weights
 
 
@@ -19,7 +19,8 @@ def make_client() -> Callable[..., Client]:
         limits: EngineLimits | None = None,
         **options: object,
     ) -> Client:
-        model = Qwen2(CONFIG, random_weights(), blocks, tokens_per_block)
-        return Client(NativeEngine(model, config or DyCokeConfig.off(), limits, **options))  # type: ignore[arg-type]
+        pruning = config or DyCokeConfig.off()
+        runner = cpu_runner(CONFIG, random_weights(), blocks, tokens_per_block, pruning)
+        return Client(Scheduler(runner, limits, **options))  # type: ignore[arg-type]
 
     return make

@@ -9,8 +9,8 @@ import torch
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError, QueueFullError
 from dycoke_trt.core.reselection import RESELECT
-from dycoke_trt.runtime.native.engine import EngineLimits
 from dycoke_trt.runtime.sampling import Sampling
+from dycoke_trt.runtime.scheduler import EngineLimits
 from dycoke_trt.runtime.selection import StepTrace
 from dycoke_trt.tests.runtime.tiny import VOCAB, video_prompt
 
@@ -249,7 +249,7 @@ def test_a_failing_step_ends_every_running_request(make_client, monkeypatch) -> 
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(client.engine.model, "decode", broken)
+    monkeypatch.setattr(client.engine.runner, "decode", broken)
     with pytest.raises(RuntimeError, match="broken"):
         client.engine.step()
     assert client.finish("a") == client.finish("b") == "failed"

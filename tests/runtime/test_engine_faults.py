@@ -9,11 +9,11 @@ import pytest
 import torch
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import TimeLimitError, UnavailableError
-from dycoke_trt.runtime.native import engine as engine_module
-from dycoke_trt.runtime.native.engine import EngineLimits, NativeEngine
+from dycoke_trt.runtime import steps
 from dycoke_trt.runtime.request import Event, Request
 from dycoke_trt.runtime.sampling import Sampling, sample
-from dycoke_trt.tests.runtime.tiny import Client, video_prompt
+from dycoke_trt.runtime.scheduler import EngineLimits, Scheduler
+from dycoke_trt.tests.runtime.tiny import Client, model_runner, video_prompt
 
 CONFIGS = {
     "off": DyCokeConfig.off(),
@@ -128,7 +128,7 @@ def test_a_fault_ends_its_own_request_alone(
             raise ZeroDivisionError("planted")
         return sample(logits, sampling, generator)
 
-    monkeypatch.setattr(engine_module, "sample", planted)
+    monkeypatch.setattr(steps, "sample", planted)
     client = make_client(CONFIGS[config], blocks=256)
     engine, run = client.engine, Run(client)
     requests = _neighbours(client)
@@ -137,7 +137,7 @@ def test_a_fault_ends_its_own_request_alone(
         engine.submit(request)
     if fault.poison:
         run.drive(fault.poison)
-        engine.model.pool[_blocks(engine, "bad")] = torch.nan
+        model_runner(engine).model.pool[_blocks(engine, "bad")] = torch.nan
     run.drive()
 
     (error,) = run.errors
@@ -156,7 +156,7 @@ def test_a_fault_ends_its_own_request_alone(
     assert engine.in_flight() == 0
 
 
-def _blocks(engine: NativeEngine, name: str) -> list[int]:
+def _blocks(engine: Scheduler, name: str) -> list[int]:
     return next(s.blocks for s in engine._running if s.request.request_id == name)
 
 
@@ -195,7 +195,7 @@ def test_what_others_left_in_the_pool_is_never_read(
         client = make_client(
             CONFIGS[config], blocks=64, limits=EngineLimits(max_batch=3, prefill_chunk=7)
         )
-        client.engine.model.pool.fill_(left)
+        model_runner(client.engine).model.pool.fill_(left)
         for request in _neighbours(client).values():
             client.engine.submit(request)
         client.engine.run_until_idle()
@@ -208,12 +208,12 @@ def test_the_line_goes_on_after_a_batch_that_failed(
     make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = make_client(limits=EngineLimits(max_batch=2))
-    run, decode = Run(client), client.engine.model.decode
+    run, decode = Run(client), client.engine.runner.decode
     for name in ("a", "b", "waits"):
         client.submit(name, [1], 5)
-    monkeypatch.setattr(client.engine.model, "decode", _raises)
+    monkeypatch.setattr(client.engine.runner, "decode", _raises)
     run.drive(2)
-    monkeypatch.setattr(client.engine.model, "decode", decode)
+    monkeypatch.setattr(client.engine.runner, "decode", decode)
     run.drive()
     assert [client.finish(name) for name in ("a", "b", "waits")] == ["failed", "failed", "length"]
     assert len(run.errors) == 1

@@ -11,10 +11,10 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.reselection import RESELECT
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
-from dycoke_trt.runtime.native.engine import EngineLimits, NativeEngine
-from dycoke_trt.runtime.native.model import Qwen2
+from dycoke_trt.runtime.native.cpu import cpu_runner
 from dycoke_trt.runtime.native.weights import LlmConfig, Weights, load_weights
 from dycoke_trt.runtime.request import Event, Request
+from dycoke_trt.runtime.scheduler import EngineLimits, Scheduler
 from dycoke_trt.runtime.selection import StepTrace
 from safetensors.torch import load_file
 
@@ -49,17 +49,17 @@ def run(
     steps: list[StepTrace] = []
     events: list[Event] = []
     logits = []
-    qwen2 = Qwen2(llm, weights, 20, 8)
-    engine = NativeEngine(
-        qwen2, config, EngineLimits(prefill_chunk=chunk), lambda _, step: steps.append(step)
+    runner = cpu_runner(llm, weights, 20, 8, config)
+    engine = Scheduler(
+        runner, EngineLimits(prefill_chunk=chunk), lambda _, step: steps.append(step)
     )
-    plain = qwen2.logits
+    plain = runner.model.logits
 
     def keep(hidden: torch.Tensor) -> torch.Tensor:
         logits.append(plain(hidden)[0])
         return plain(hidden)
 
-    qwen2.logits = keep  # type: ignore[method-assign]
+    runner.model.logits = keep  # type: ignore[method-assign]
     visual = inputs["inputs_embeds"][begin : begin + count]
     engine.submit(Request("r", prompt, 25, events.append, visual))
     engine.run_until_idle()

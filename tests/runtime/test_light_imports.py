@@ -8,8 +8,8 @@ ABSENT = [
     "transformers", "typer",
 ]  # fmt: skip
 MODULES = [
-    "core.ttm", "kernels.images", "export.llm", "export.llm_reader", "runtime.native.engine",
-    "runtime.native.device", "runtime.native.weights", "runtime.vision_torch",
+    "core.ttm", "kernels.images", "export.llm", "export.llm_reader", "runtime.scheduler",
+    "runtime.native.cuda", "runtime.native.weights", "runtime.vision_torch",
 ]  # fmt: skip
 
 

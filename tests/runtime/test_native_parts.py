@@ -7,13 +7,13 @@ import torch
 from dycoke_trt.core import attention as reference
 from dycoke_trt.core import pool as kv_pool
 from dycoke_trt.core.pool import PoolLayout, encode_table
+from dycoke_trt.runtime.blocks import BlockPool, blocks_for
 from dycoke_trt.runtime.native.attention import (
     DecodeContext,
     gather,
     prefill_attention,
     write_chunk,
 )
-from dycoke_trt.runtime.native.blocks import BlockPool, blocks_for
 from dycoke_trt.runtime.native.linear import SLICE, few_rows
 from hypothesis import given
 from hypothesis import strategies as st

@@ -11,18 +11,18 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
-from dycoke_trt.runtime.native.blocks import blocks_for
-from dycoke_trt.runtime.native.engine import NativeEngine
-from dycoke_trt.runtime.native.model import Qwen2
+from dycoke_trt.runtime.blocks import blocks_for
 from dycoke_trt.runtime.native.ranks import load_ranks
 from dycoke_trt.runtime.request import Event, Request
+from dycoke_trt.runtime.runner import ModelRunner
+from dycoke_trt.runtime.scheduler import Scheduler
 
 PROMPT, NEW, BLOCK = 40, 24, 8
 
 
-def generate(model: Qwen2, prompt: list[int], visual: torch.Tensor) -> list[int]:
+def generate(runner: ModelRunner, prompt: list[int], visual: torch.Tensor) -> list[int]:
     events: list[Event] = []
-    engine = NativeEngine(model, DyCokeConfig.off())
+    engine = Scheduler(runner)
     engine.submit(Request("r", prompt, NEW, events.append, visual))
     engine.run_until_idle()
     return [token for event in events for token in event.tokens]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from dycoke_trt.runtime.native.engine import NativeEngine
 from dycoke_trt.runtime.native.weights import LlmConfig, Weights, collect
 from dycoke_trt.runtime.request import Event, Request
+from dycoke_trt.runtime.runner import ModelRunner
+from dycoke_trt.runtime.scheduler import Scheduler
 
 VOCAB = 50
 CONFIG = LlmConfig(
@@ -46,7 +47,7 @@ def random_weights(
 class Client:
     """Submits requests and keeps what comes back."""
 
-    def __init__(self, engine: NativeEngine) -> None:
+    def __init__(self, engine: Scheduler) -> None:
         self.engine = engine
         self.events: dict[str, list[Event]] = {}
 
@@ -64,6 +65,11 @@ class Client:
         assert len(finishes) <= 1
         assert not finishes or self.events[name][-1].finish is not None
         return finishes[0] if finishes else None
+
+
+def model_runner(engine: Scheduler) -> ModelRunner:
+    assert isinstance(engine.runner, ModelRunner)
+    return engine.runner
 
 
 def video_prompt(seed: int, visual: int = 24, text: int = 6) -> tuple[list[int], torch.Tensor]:

@@ -15,12 +15,12 @@ from ....core import ttm
 from ....core.config import DyCokeConfig
 from ....core.reselection import RESELECT
 from ....cost.dims import LlmDims, ModelDims
-from ....runtime.native.blocks import blocks_for
-from ....runtime.native.device import DeviceQwen2
-from ....runtime.native.engine import EngineLimits, NativeEngine
+from ....runtime.blocks import blocks_for
+from ....runtime.native.cuda import cuda_runner
 from ....runtime.native.graphs import GraphDecoder
 from ....runtime.native.weights import LayerWeights, LlmConfig, Weights
 from ....runtime.request import Event, Request
+from ....runtime.scheduler import EngineLimits, Scheduler
 from ....runtime.vision_torch import TorchVision
 from .rates import CUDA, DEVICE, seconds, synchronise
 
@@ -104,9 +104,9 @@ def serve(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     blocks = batch * blocks_for(prompt_length + tokens, block)
-    model = DeviceQwen2(llm, weights, blocks, block)
-    engine = NativeEngine(model, config, EngineLimits(max_batch=batch, prefill_chunk=prompt_length))
-    decoder = engine._decoder
+    runner = cuda_runner(llm, weights, blocks, block, config, max_batch=batch)
+    engine = Scheduler(runner, EngineLimits(max_batch=batch, prefill_chunk=prompt_length))
+    decoder = runner.decoder
     assert isinstance(decoder, GraphDecoder)
     video = torch.randn(visual, llm.hidden, device=DEVICE, dtype=llm.dtype) * 0.02
     ids = list(range(BEFORE)) + list(range(llm.vocab, llm.vocab + visual))

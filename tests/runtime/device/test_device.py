@@ -11,23 +11,22 @@ from dycoke_trt.arch.siglip import VisionModel, fused_attention
 from dycoke_trt.arch.spec import PixelScale, TowerSpec
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.core.pool import encode_table
 from dycoke_trt.core.reselection import REUSE
 from dycoke_trt.cost.dims import VisionDims
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
-from dycoke_trt.runtime.native.device import DeviceQwen2
-from dycoke_trt.runtime.native.engine import EngineLimits, NativeEngine
+from dycoke_trt.runtime.native.cpu import cpu_runner
+from dycoke_trt.runtime.native.cuda import cuda_runner
 from dycoke_trt.runtime.native.graphs import GraphDecoder
-from dycoke_trt.runtime.native.model import Qwen2
-from dycoke_trt.runtime.native.steps import Lane
 from dycoke_trt.runtime.native.weights import load_weights
 from dycoke_trt.runtime.sampling import Sampling
+from dycoke_trt.runtime.scheduler import EngineLimits, Scheduler
 from dycoke_trt.runtime.selection import StepTrace
+from dycoke_trt.runtime.steps import Chunk, Lane
 from dycoke_trt.runtime.vision_torch import TorchVision
 from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, INTERPRETED, TOLERANCE
-from dycoke_trt.tests.runtime.tiny import CONFIG, Client, random_weights, video_prompt
+from dycoke_trt.tests.runtime.tiny import CONFIG, Client, model_runner, random_weights, video_prompt
 
 CONFIGS = {
     "off": DyCokeConfig.off(),
@@ -38,11 +37,14 @@ CONFIGS = {
 Traces = list[tuple[str, StepTrace]]
 
 
-def tiny_engine(device: str, config: DyCokeConfig, traces: Traces, chunk: int) -> NativeEngine:
+def tiny_engine(device: str, config: DyCokeConfig, traces: Traces, chunk: int) -> Scheduler:
     weights = random_weights(device="cpu" if device == "host" else DEVICE)
-    model = (Qwen2 if device == "host" else DeviceQwen2)(CONFIG, weights, 64, 4)
+    if device == "host":
+        runner = cpu_runner(CONFIG, weights, 64, 4, config)
+    else:
+        runner = cuda_runner(CONFIG, weights, 64, 4, config, max_batch=2)
     limits = EngineLimits(max_batch=2, prefill_chunk=chunk)
-    return NativeEngine(model, config, limits, lambda name, step: traces.append((name, step)))
+    return Scheduler(runner, limits, lambda name, step: traces.append((name, step)))
 
 
 @pytest.mark.parametrize(("name", "chunk"), [*zip(CONFIGS, (2048, 7, 2048, 9), strict=True)])
@@ -82,11 +84,11 @@ def demo_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_demo_model_answers_alike(demo_llm: Path) -> None:
     """fp32 greedy tokens of the trained model; the video is noise of its embeddings' size."""
     answers, decisions = [], []
-    for kind, device in ((Qwen2, "cpu"), (DeviceQwen2, DEVICE)):
+    for make, device in ((cpu_runner, "cpu"), (cuda_runner, DEVICE)):
         config, weights = load_weights(demo_llm, device=device)
         steps: Traces = []
-        model = kind(config, weights, 24, 8)
-        engine = NativeEngine(model, DyCokeConfig(), trace=lambda n, s, to=steps: to.append((n, s)))
+        runner = make(config, weights, 24, 8, DyCokeConfig())
+        engine = Scheduler(runner, trace=lambda n, s, to=steps: to.append((n, s)))
         client = Client(engine)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(70, config.hidden, generator=generator) * 0.06
@@ -107,7 +109,7 @@ def test_graph_replay_equals_eager_launches(name: str) -> None:
     logits = []
     for graphs in (True, False):
         engine = tiny_engine("device", CONFIGS[name], [], 2048)
-        decoder = engine._decoder
+        decoder = model_runner(engine).decoder
         assert isinstance(decoder, GraphDecoder)
         decoder.graphs = graphs
         client = Client(engine)
@@ -128,17 +130,16 @@ def test_a_prompt_in_chunks_is_the_prompt(dtype: torch.dtype) -> None:
     pool, against one causal pass. On a GPU in bf16 too."""
     config = replace(CONFIG, head_dim=64, layers=2, dtype=dtype)
     weights = random_weights(config, device=DEVICE)
-    blocks = torch.tensor([[3, 0, 5, 1]], device=DEVICE)
-    ids = torch.arange(21, device=DEVICE) % config.vocab
+    ids = (torch.arange(21) % config.vocab).tolist()
     last = []
     for chunks in ((21,), (6, 1, 14)):
-        model = DeviceQwen2(config, weights, 6, 8)
-        table = encode_table(blocks, config.layers)[0].long()
-        past = 0
+        runner, past = cuda_runner(config, weights, 6, 8, DyCokeConfig.off()), 0
         for count in chunks:
-            hidden = model.prefill(model.embed(ids[past : past + count]), table, past)
-            past += count
-        last.append(hidden.float())
+            upto = past + count
+            chunk = Chunk(ids[past:upto], past, [3, 0, 5, 1], None, last=upto == len(ids))
+            logits, past = runner.prefill(chunk), upto
+        assert logits is not None
+        last.append(logits.logits)
     scale = float(last[0].abs().max())
     tolerance = 1e-4 if dtype == torch.float32 else 4 * TOLERANCE[dtype]
     torch.testing.assert_close(last[1], last[0], atol=tolerance * scale, rtol=0)
@@ -147,14 +148,19 @@ def test_a_prompt_in_chunks_is_the_prompt(dtype: torch.dtype) -> None:
 def test_unused_lanes_change_nothing() -> None:
     """The step that a graph is recorded with: pool, state and counters stay as they were."""
     engine = tiny_engine("device", CONFIGS["reuse"], [], 2048)
-    decoder = engine._decoder
+    decoder = model_runner(engine).decoder
     assert isinstance(decoder, GraphDecoder)
     assert decoder.state is not None
-    engine.model.pool.fill_(1.0)
-    before = [engine.model.pool.clone(), decoder.state.scores.clone(), decoder.counters.clone()]
+    pool = model_runner(engine).model.pool
+    pool.fill_(1.0)
+    before = [
+        pool.clone(),
+        decoder.state.scores.clone(),
+        decoder.counters.clone(),
+    ]
     decoder.graphs = False
     decoder.step([Lane(0, 0, 0, [0])] * 2)
-    after = [engine.model.pool, decoder.state.scores, decoder.counters]
+    after = [pool, decoder.state.scores, decoder.counters]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -176,7 +182,7 @@ def test_vision_merges_with_the_kernels(dtype: torch.dtype) -> None:
 
 
 def test_buckets_are_powers_of_two_up_to_the_batch() -> None:
-    decoder = tiny_engine("device", CONFIGS["reuse"], [], 2048)._decoder
+    decoder = model_runner(tiny_engine("device", CONFIGS["reuse"], [], 2048)).decoder
     assert isinstance(decoder, GraphDecoder)
     decoder.graphs, decoder.max_batch = False, 6
     decoder.prepare(6, 9)

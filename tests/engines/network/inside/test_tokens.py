@@ -14,10 +14,10 @@ import torch
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.pool import PoolLayout
 from dycoke_trt.export.llm_reader import read_llm
-from dycoke_trt.runtime.native.engine import EngineLimits, NativeEngine
-from dycoke_trt.runtime.native.model import Qwen2
+from dycoke_trt.runtime.native.cpu import cpu_runner
 from dycoke_trt.runtime.native.weights import llm_config, load_weights
 from dycoke_trt.runtime.request import Event, Request
+from dycoke_trt.runtime.scheduler import EngineLimits, Scheduler
 from dycoke_trt.tests.engines.network.attention import PagedAttention
 from dycoke_trt.tests.engines.network.evaluate import evaluate, gemm
 from dycoke_trt.tests.engines.network.executor import Executor, Running
@@ -43,8 +43,8 @@ def prompt(seed: int, visual: int, hidden: int, vocab: int) -> Prompt:
 
 def native_answers(folder: Path, config: DyCokeConfig, asked: list[Prompt]) -> list[list[int]]:
     llm, weights = load_weights(folder)
-    model = Qwen2(llm, weights, len(asked) * WIDTH, BLOCK)
-    engine = NativeEngine(model, config, EngineLimits(prefill_chunk=CHUNK))
+    runner = cpu_runner(llm, weights, len(asked) * WIDTH, BLOCK, config)
+    engine = Scheduler(runner, EngineLimits(prefill_chunk=CHUNK))
     answers: dict[str, list[int]] = {str(i): [] for i in range(len(asked))}
 
     def take(event: Event) -> None:

@@ -19,22 +19,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from ...core.config import DyCokeConfig
-from ...core.errors import DyCokeError, TimeLimitError
-from ...core.pool import encode_table
-from ...core.state import ReselectionState, write_context
-from ..request import Event, Finish, Request, check_request
-from ..sampling import sample
-from ..selection import SelectionCounts, StepTrace
-from ..sequence import Sequence
-from ..stages import DECODE_STEP, PREFILL, SAMPLE
+from ..core.errors import DyCokeError, TimeLimitError
 from .blocks import BlockPool, blocks_for
 from .line import Line
-from .model import Qwen2
-from .pruning import Pruner, PruningTables
-from .steps import Lane, StepDecoder
+from .request import Event, Finish, Request, check_request
+from .selection import StepTrace, Trace
+from .sequence import Sequence
+from .stages import DECODE_STEP, PREFILL, SAMPLE
+from .steps import Chunk, Lane, Runner, StepLogits
 
 
 @dataclass(frozen=True)
@@ -51,31 +44,22 @@ class EngineLimits:
     answer_seconds: float = math.inf
 
 
-class NativeEngine:
-    """Runs requests on one model. trace: called with (request id, StepTrace) per pruned step."""
+class Scheduler:
+    """Decides whose tokens `runner` computes. trace: called with (request id, StepTrace) per pruned
+    step."""
 
     def __init__(
         self,
-        model: Qwen2,
-        config: DyCokeConfig,
+        runner: Runner,
         limits: EngineLimits | None = None,
         trace: Callable[[str, StepTrace], None] | None = None,
     ) -> None:
-        config.check_layers(model.config.layers)
-        self.model = model
-        self.config = config
+        self.runner = runner
         self.limits = limits or EngineLimits()
-        self.blocks = BlockPool(model.layout.num_blocks)
-        self._size = model.layout.tokens_per_block
+        self.blocks = BlockPool(runner.layout.num_blocks)
+        self.selection = runner.selection
+        self._size = runner.layout.tokens_per_block
         self._trace = trace
-        self._state: ReselectionState | None = None
-        if config.p > 0:
-            self._state = ReselectionState.allocate(
-                model.layout.num_blocks, self._size, model.device, config.granularity
-            )
-            self._tables = PruningTables(config, model.layout.num_blocks, self._size)
-        self._decoder = model.step_decoder(config, self._state, self.limits.max_batch)
-        self.selection = SelectionCounts() if self._decoder is None else self._decoder.selection
         self._lock = threading.Condition()
         self._line = Line(self.limits.max_queue)
         self._running: list[Sequence] = []
@@ -90,8 +74,8 @@ class NativeEngine:
         full queue; nothing of a refused request stays behind."""
         check_request(
             request,
-            vocab=self.model.config.vocab,
-            positions=self.model.config.max_positions,
+            vocab=self.runner.vocab,
+            positions=self.runner.max_positions,
             num_blocks=self.blocks.num_blocks,
             tokens_per_block=self._size,
         )
@@ -199,9 +183,7 @@ class NativeEngine:
                 if need > self.blocks.free:
                     return
                 self._line.pop()
-            self._running.append(
-                Sequence(request, self.blocks.allocate(need), request.sampling.generator())
-            )
+            self._running.append(Sequence(request, self.blocks.allocate(need)))
 
     def _prefill(self, sequences: list[Sequence]) -> None:
         """The next `prefill_chunk` prompt tokens, first come, first served."""
@@ -218,20 +200,17 @@ class NativeEngine:
         """The next `count` tokens of a prompt; after the last one, the first token."""
         request, past = sequence.request, sequence.prefilled
         upto = past + count
-        ids = torch.tensor(request.prompt[past:upto], device=self.model.device)
-        blocks = torch.tensor([sequence.blocks], device=self.model.device)
-        if self._state is not None:
-            visual = torch.zeros(
-                1, blocks.shape[1] * self._size, dtype=torch.bool, device=self.model.device
-            )
-            visual[0, past:upto] = ids >= self.model.config.vocab
-            chunk = torch.tensor([[past], [upto]], device=self.model.device)
-            write_context(self._state, blocks, chunk[0], chunk[1], visual)
-        table = encode_table(blocks, self.model.config.layers)[0].long()
-        hidden = self.model.prefill(self.model.embed(ids, request.embeddings), table, past)
+        chunk = Chunk(
+            ids=request.prompt[past:upto],
+            past=past,
+            blocks=sequence.blocks,
+            embeddings=request.embeddings,
+            last=upto == len(request.prompt),
+        )
+        logits = self.runner.prefill(chunk)
         sequence.prefilled = upto
-        if upto == len(request.prompt):
-            self._take(sequence, self.model.logits(hidden)[0])
+        if logits is not None:
+            self._take(sequence, logits, 0)
 
     def _decode(self, sequences: list[Sequence]) -> None:
         """Feeds the newest token of each sequence; an error of the batch ends all of it.
@@ -240,57 +219,19 @@ class NativeEngine:
         row fed twice might then answer otherwise.
         """
         try:
-            if self._decoder is not None:
-                self._decode_step(self._decoder, sequences)
-            else:
-                self._decode_rows(sequences)
+            lanes = [
+                Lane(s.tokens[-1], s.length, len(s.request.prompt), s.blocks) for s in sequences
+            ]
+            logits = self.runner.decode(lanes, self._tracer(sequences))
+            for row, sequence in enumerate(sequences):
+                self._take(sequence, logits, row)
         except Exception as error:
             self._errors.append(error)
             for sequence in sequences:
                 if sequence.finish is None:
                     self._end(sequence, "failed", error)
 
-    def _decode_rows(self, sequences: list[Sequence]) -> None:
-        device = self.model.device
-        width = max(blocks_for(s.length, self._size) for s in sequences)
-        padded = [s.blocks[:width] + [0] * (width - len(s.blocks)) for s in sequences]
-        blocks = torch.tensor(padded, device=device)
-        lengths = torch.tensor([s.length for s in sequences], device=device)
-        fed = torch.tensor([s.tokens[-1] for s in sequences], device=device)
-        pruner = None
-        if self._state is not None:
-            prompts = torch.tensor([len(s.request.prompt) for s in sequences], device=device)
-            pruner = Pruner(
-                self.config,
-                self._state,
-                self._tables,
-                blocks,
-                prompts,
-                self.model.config.layers,
-                self._tracer(sequences),
-                self.selection,
-            )
-        table = encode_table(blocks, self.model.config.layers).long()
-        hidden = self.model.decode(self.model.embed(fed), table, lengths, pruner)
-        for sequence, logits in zip(sequences, self.model.logits(hidden), strict=True):
-            self._take(sequence, logits)
-
-    def _decode_step(self, decoder: StepDecoder, sequences: list[Sequence]) -> None:
-        """The same through a device's own decoder: greedy tokens are picked where they arise."""
-        step = decoder.step(
-            [Lane(s.tokens[-1], s.length, len(s.request.prompt), s.blocks) for s in sequences],
-            self._tracer(sequences),
-        )
-        for row, sequence in enumerate(sequences):
-            if not sequence.request.sampling.greedy:
-                self._take(sequence, step.logits[row].cpu())
-                continue
-            with self._alone(sequence):
-                if step.best[row] < 0:
-                    raise FloatingPointError("the logits are not finite numbers")
-                self._append(sequence, step.best[row])
-
-    def _tracer(self, sequences: list[Sequence]) -> Callable[[int, StepTrace], None] | None:
+    def _tracer(self, sequences: list[Sequence]) -> Trace | None:
         trace = self._trace
         if trace is None:
             return None
@@ -306,10 +247,10 @@ class NativeEngine:
             if sequence.finish is None:
                 self._end(sequence, "failed", error)
 
-    def _take(self, sequence: Sequence, logits: Tensor) -> None:
+    def _take(self, sequence: Sequence, logits: StepLogits, row: int) -> None:
         with self._alone(sequence):
             with SAMPLE:
-                token = sample(logits, sequence.request.sampling, sequence.generator)
+                token = logits.pick(row, sequence.request.sampling, sequence.generator)
             self._append(sequence, token)
 
     def _append(self, sequence: Sequence, token: int) -> None:

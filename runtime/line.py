@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ...core.errors import QueueFullError
-from ..request import Request
-from ..stages import QUEUE
+from ..core.errors import QueueFullError
+from .request import Request
+from .stages import QUEUE
 
 
 class Waiting(NamedTuple):
