@@ -8,13 +8,26 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
+from ..arch.qwen2 import Attention, Qwen2
 from ..core.config import DyCokeConfig
 from ..core.pool import PoolLayout, encode_table
 from ..core.state import ReselectionState, write_context
-from .native.model import Qwen2
 from .selection import SelectionCounts, Trace
 from .steps import Chunk, Lane, StepLogits
+
+
+class Cache(Protocol):
+    """A paged KV pool, and how the next `count` tokens of one prompt attend to it.
+
+    table: int32 [1, 2, M] of core/pool.py; past: tokens of the prompt that are in the pool.
+    """
+
+    layout: PoolLayout
+    pool: Tensor
+
+    def chunk(self, table: Tensor, past: int, count: int) -> Attention: ...
 
 
 class Decoder(Protocol):
@@ -28,8 +41,11 @@ class Decoder(Protocol):
 class ModelRunner:
     """A `Runner` (runtime/steps.py). state: None where nothing is pruned."""
 
-    def __init__(self, model: Qwen2, state: ReselectionState | None, decoder: Decoder) -> None:
+    def __init__(
+        self, model: Qwen2, cache: Cache, state: ReselectionState | None, decoder: Decoder
+    ) -> None:
         self.model = model
+        self.cache = cache
         self.state = state
         self.decoder = decoder
         self.selection = decoder.selection
@@ -44,7 +60,7 @@ class ModelRunner:
 
     @property
     def layout(self) -> PoolLayout:
-        return self.model.layout
+        return self.cache.layout
 
     @torch.no_grad()
     def prefill(self, chunk: Chunk) -> StepLogits | None:
@@ -58,21 +74,25 @@ class ModelRunner:
             visual[0, past:upto] = ids >= self.vocab
             bounds = torch.tensor([[past], [upto]], device=model.device)
             write_context(self.state, blocks, bounds[0], bounds[1], visual)
-        table = encode_table(blocks, model.config.layers)[0].long()
-        hidden = model.prefill(model.embed(ids, chunk.embeddings), table, past)
-        return StepLogits(model.logits(hidden)) if chunk.last else None
+        table = encode_table(blocks, model.config.layers)
+        attention = self.cache.chunk(table, past, len(chunk.ids))
+        residual, delta = model.forward(model.embed(ids, chunk.embeddings), attention)
+        if not chunk.last:
+            return None
+        return StepLogits(model.logits(residual[-1:] + delta[-1:]))
 
     @torch.no_grad()
     def decode(self, lanes: list[Lane], trace: Trace | None = None) -> StepLogits:
         return self.decoder.step(lanes, trace)
 
 
-def pruning_state(model: Qwen2, config: DyCokeConfig) -> ReselectionState | None:
-    """What pruning remembers of the model's pool; None for p = 0. Raises DyCokeError for an `l`
-    that leaves no layer to prune."""
-    config.check_layers(model.config.layers)
+def pruning_state(cache: Cache, config: DyCokeConfig) -> ReselectionState | None:
+    """What pruning remembers of a pool; None for p = 0. Raises DyCokeError for an `l` that leaves
+    no layer to prune."""
+    layout = cache.layout
+    config.check_layers(layout.layers)
     if config.p == 0:
         return None
     return ReselectionState.allocate(
-        model.layout.num_blocks, model.layout.tokens_per_block, model.device, config.granularity
+        layout.num_blocks, layout.tokens_per_block, cache.pool.device, config.granularity
     )

@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
+from ...arch.qwen2 import LayerWeights, LlmConfig, Weights
 from ...core.config import DyCokeConfig
 from ...core.ttm import visual_tokens
 from ...cost.dims import preset
 from ...runtime.blocks import blocks_for
 from ...runtime.native.cpu import cpu_runner
-from ...runtime.native.weights import LayerWeights, LlmConfig, Weights
 from ...runtime.request import Event, Request
 from ...runtime.scheduler import EngineLimits, Scheduler
 from ..machine import machine

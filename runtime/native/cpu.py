@@ -7,31 +7,34 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...arch.operators import TorchOperators
+from ...arch.qwen2 import LlmConfig, Qwen2, Weights
 from ...core.config import DyCokeConfig
 from ...core.pool import encode_table
 from ...core.state import ReselectionState
+from ..attention.cpu import CpuCache, DecodeStep
+from ..attention.pruning import Pruner, PruningTables
 from ..blocks import blocks_for
 from ..runner import ModelRunner, pruning_state
 from ..selection import SelectionCounts, Trace
 from ..steps import Lane, StepLogits
-from .model import Qwen2
-from .pruning import Pruner, PruningTables
-from .weights import LlmConfig, Weights
 
 
 class BatchDecoder:
     """selection: what was selected so far."""
 
-    def __init__(self, model: Qwen2, config: DyCokeConfig, state: ReselectionState | None) -> None:
-        self.model, self.config, self.state = model, config, state
+    def __init__(
+        self, model: Qwen2, cache: CpuCache, config: DyCokeConfig, state: ReselectionState | None
+    ) -> None:
+        self.model, self.cache, self.config, self.state = model, cache, config, state
         self.selection = SelectionCounts()
         if state is not None:
-            layout = model.layout
+            layout = cache.layout
             self._tables = PruningTables(config, layout.num_blocks, layout.tokens_per_block)
 
     def step(self, lanes: list[Lane], trace: Trace | None = None) -> StepLogits:
         model, device = self.model, self.model.device
-        width = max(blocks_for(lane.length, model.layout.tokens_per_block) for lane in lanes)
+        width = max(blocks_for(lane.length, self.cache.layout.tokens_per_block) for lane in lanes)
         padded = [lane.blocks[:width] + [0] * (width - len(lane.blocks)) for lane in lanes]
         blocks = torch.tensor(padded, device=device)
         lengths = torch.tensor([lane.length for lane in lanes], device=device)
@@ -50,7 +53,9 @@ class BatchDecoder:
                 self.selection,
             )
         table = encode_table(blocks, model.config.layers).long()
-        return StepLogits(model.logits(model.decode(model.embed(fed), table, lengths, pruner)))
+        attention = DecodeStep(self.cache, table, lengths, pruner)
+        residual, delta = model.forward(model.embed(fed), attention)
+        return StepLogits(model.logits(residual + delta))
 
 
 def cpu_runner(
@@ -63,6 +68,7 @@ def cpu_runner(
     reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> ModelRunner:
     """The model on the CPU with an empty pool. reduce: as for `Qwen2`."""
-    model = Qwen2(llm, weights, num_blocks, tokens_per_block, reduce=reduce)
-    state = pruning_state(model, config)
-    return ModelRunner(model, state, BatchDecoder(model, config, state))
+    model, embedding = Qwen2(llm, weights, TorchOperators(), reduce=reduce), weights.embedding
+    cache = CpuCache(llm, num_blocks, tokens_per_block, embedding.dtype, embedding.device)
+    state = pruning_state(cache, config)
+    return ModelRunner(model, cache, state, BatchDecoder(model, cache, config, state))

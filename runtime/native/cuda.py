@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ...arch.qwen2 import LlmConfig, Qwen2, Weights
 from ...core.config import DyCokeConfig
+from ...kernels.operators import KernelOperators
+from ..attention.cuda import CudaCache
 from ..runner import ModelRunner, pruning_state
-from .device import DeviceQwen2
 from .graphs import GraphDecoder
-from .weights import LlmConfig, Weights
 
 
 def cuda_runner(
@@ -22,6 +23,7 @@ def cuda_runner(
 
     Raises DyCokeError for a device that is no GPU, and for token granularity.
     """
-    model = DeviceQwen2(llm, weights, num_blocks, tokens_per_block)
-    state = pruning_state(model, config)
-    return ModelRunner(model, state, GraphDecoder(model, config, state, max_batch))
+    model, embedding = Qwen2(llm, weights, KernelOperators()), weights.embedding
+    cache = CudaCache(llm, num_blocks, tokens_per_block, embedding.dtype, embedding.device)
+    state = pruning_state(cache, config)
+    return ModelRunner(model, cache, state, GraphDecoder(model, cache, config, state, max_batch))

@@ -12,29 +12,28 @@ from operator import is_
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
 
+from ...arch.qwen2 import Qwen2
 from ...core.config import DyCokeConfig
 from ...core.errors import DyCokeError
 from ...core.pool import encode_table
 from ...core.reselection import block_keep_table
 from ...core.state import SPAN_BEGIN, SPAN_END, ReselectionState
-from ...kernels.attention import AttentionWorkspace, paged_attention, splits_for
+from ...kernels.attention import AttentionWorkspace, splits_for
 from ...kernels.common import padded
-from ...kernels.score import MOST_SPLITS, ScoreWorkspace, score_logits
-from ...kernels.select import SelectionOutput, select
+from ...kernels.score import MOST_SPLITS, ScoreWorkspace
+from ...kernels.select import SelectionOutput
+from ..attention.cuda import CudaCache, DecodeStep, KernelPruner, Rows
 from ..selection import SelectionCounts, StepTrace, Trace
 from ..steps import Lane, StepLogits
-from .device import DeviceQwen2, Rows
 
 
 class Bucket:
     """Buffers and graph for up to `size` lanes with tables of `width` blocks."""
 
     def __init__(self, decoder: GraphDecoder, size: int, width: int) -> None:
-        model = decoder.model
-        device, config, layout = model.device, model.config, model.layout
+        model, layout = decoder.model, decoder.cache.layout
+        device, config = model.device, model.config
         self.size, self.width = size, width
         # Rows: token to feed, length, prompt length. Pinned, so that the copy needs no wait; wide
         # enough that every row is aligned, or small batches would be compiled apart.
@@ -82,7 +81,8 @@ class GraphDecoder:
 
     def __init__(
         self,
-        model: DeviceQwen2,
+        model: Qwen2,
+        cache: CudaCache,
         config: DyCokeConfig,
         state: ReselectionState | None,
         max_batch: int,
@@ -93,14 +93,14 @@ class GraphDecoder:
             raise DyCokeError(
                 f"granularity={config.granularity!r} runs on a CPU only; on a GPU use 'block'"
             )
-        self.model, self.config, self.state = model, config, state
+        self.model, self.cache, self.config, self.state = model, cache, config, state
         self.max_batch = max_batch
         cuda = model.device.type == "cuda"
         self.graphs = cuda if graphs is None else graphs
         self.processors = (
             torch.cuda.get_device_properties(model.device).multi_processor_count if cuda else 2
         )
-        self.keep_table = block_keep_table(config.p, model.layout.num_blocks).to(model.device)
+        self.keep_table = block_keep_table(config.p, cache.layout.num_blocks).to(model.device)
         self.counters = torch.zeros(4, dtype=torch.int64, device=model.device)
         self.selection = SelectionCounts()
         self._buckets: dict[tuple[int, int], Bucket] = {}
@@ -158,33 +158,19 @@ class GraphDecoder:
     def _run(self, bucket: Bucket) -> None:
         """One step on the bucket's buffers. Launches only: no allocation outside the graph's pool,
         nothing read back."""
-        model, config, state = self.model, self.config, self.state
+        model, state = self.model, self.state
         tokens, lengths, prompts = bucket.inputs[:, : bucket.size].unbind()
-        full = Rows(bucket.table, lengths, prompts)
-        current = full
-
-        def attend(layer: int, qkv: Tensor, rotated: Tensor) -> Tensor:
-            nonlocal current
-            if state is not None and layer == config.scoring_layer:
-                score_logits(rotated, model.pool, full.table, lengths, bucket.scores, layer=layer)
-                select(
-                    state, full.table, lengths, prompts, bucket.scores, self.keep_table,
-                    bucket.selection, layers=model.config.layers, mode=config.gate,
-                    threshold=config.gate_threshold, reduce=config.block_reduce, padding=False,
-                )  # fmt: skip
-            if state is not None and layer == config.l:
-                current = Rows(bucket.selection.table, bucket.selection.lengths, prompts)
-            out = qkv.new_empty(len(qkv), model.config.heads, model.config.head_dim)
-            paged_attention(
-                rotated, model.pool, current.table, current.lengths, out, bucket.attention,
-                heads=model.config.heads, layer=layer,
-            )  # fmt: skip
-            return out.flatten(1)
-
+        rows = Rows(bucket.table, lengths, prompts)
+        pruner = None
+        if state is not None:
+            pruner = KernelPruner(
+                self.config, state, self.keep_table, bucket.scores, bucket.selection
+            )
+        attention = DecodeStep(self.cache, rows, bucket.attention, pruner)
         hidden = model.weights.embedding[tokens.long()]
-        residual, delta = model.forward(hidden, full, attend)
+        residual, delta = model.forward(hidden, attention)
         _, normed = model.add_norm(residual, delta, model.weights.final_norm)
-        bucket.logits = linear(normed, model.weights.lm_head).float()
+        bucket.logits = model.head(normed)
         best = bucket.logits.argmax(-1)  # NaN counts as the largest
         largest = bucket.logits.gather(1, best[:, None])[:, 0]
         bucket.report = best.where(largest.isfinite(), -1)
@@ -194,7 +180,7 @@ class GraphDecoder:
 
     def _trace(self, bucket: Bucket, row: int, lane: Lane) -> StepTrace:
         """What the step did to one lane, read back: for figures and tests, it synchronises."""
-        state, size = self.state, self.model.layout.tokens_per_block
+        state, size = self.state, self.cache.layout.tokens_per_block
         assert state is not None
         record = state.record[lane.blocks[(lane.prompt_length - 1) // size]].tolist()
         blocks = torch.tensor(lane.blocks, device=self.model.device)

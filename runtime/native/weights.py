@@ -3,53 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...arch.qwen2 import LayerWeights, LlmConfig, Weights
 from ...core.errors import DyCokeError
 from ...export.llm_reader import LlmCheckpoint, read_llm
-
-
-@dataclass(frozen=True)
-class LlmConfig:
-    """What a Qwen2 forward pass needs to know of its checkpoint."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    norm_epsilon: float
-    rotary_base: float
-    max_positions: int
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """One decoder layer. qkv: rows q | k | v; gate_up: rows gate | up, fused for one product."""
-
-    input_norm: Tensor  # [hidden]
-    qkv: Tensor  # [(heads + 2 kv heads) * D, hidden]
-    qkv_bias: Tensor  # [(heads + 2 kv heads) * D]
-    dense: Tensor  # [hidden, heads * D]
-    post_norm: Tensor  # [hidden]
-    gate_up: Tensor  # [2 * intermediate, hidden]
-    down: Tensor  # [hidden, intermediate]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """All weights of one rank."""
-
-    embedding: Tensor  # [vocab, hidden]
-    layers: tuple[LayerWeights, ...]
-    final_norm: Tensor  # [hidden]
-    lm_head: Tensor  # [vocab, hidden]
 
 
 def load_weights(

@@ -137,7 +137,7 @@ def test_a_fault_ends_its_own_request_alone(
         engine.submit(request)
     if fault.poison:
         run.drive(fault.poison)
-        model_runner(engine).model.pool[_blocks(engine, "bad")] = torch.nan
+        model_runner(engine).cache.pool[_blocks(engine, "bad")] = torch.nan
     run.drive()
 
     (error,) = run.errors
@@ -195,7 +195,7 @@ def test_what_others_left_in_the_pool_is_never_read(
         client = make_client(
             CONFIGS[config], blocks=64, limits=EngineLimits(max_batch=3, prefill_chunk=7)
         )
-        model_runner(client.engine).model.pool.fill_(left)
+        model_runner(client.engine).cache.pool.fill_(left)
         for request in _neighbours(client).values():
             client.engine.submit(request)
         client.engine.run_until_idle()

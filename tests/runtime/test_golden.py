@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from dycoke_trt.arch.qwen2 import LlmConfig, Weights
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.reselection import RESELECT
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
 from dycoke_trt.runtime.native.cpu import cpu_runner
-from dycoke_trt.runtime.native.weights import LlmConfig, Weights, load_weights
+from dycoke_trt.runtime.native.weights import load_weights
 from dycoke_trt.runtime.request import Event, Request
 from dycoke_trt.runtime.scheduler import EngineLimits, Scheduler
 from dycoke_trt.runtime.selection import StepTrace

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dycoke_trt.arch.operators import SLICE, few_rows
 from dycoke_trt.core import attention as reference
 from dycoke_trt.core import pool as kv_pool
 from dycoke_trt.core.pool import PoolLayout, encode_table
-from dycoke_trt.runtime.blocks import BlockPool, blocks_for
-from dycoke_trt.runtime.native.attention import (
+from dycoke_trt.runtime.attention.cpu import (
     DecodeContext,
     gather,
     prefill_attention,
     write_chunk,
 )
-from dycoke_trt.runtime.native.linear import SLICE, few_rows
+from dycoke_trt.runtime.blocks import BlockPool, blocks_for
 from hypothesis import given
 from hypothesis import strategies as st
 

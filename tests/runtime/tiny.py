@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from dycoke_trt.runtime.native.weights import LlmConfig, Weights, collect
+from dycoke_trt.arch.qwen2 import LlmConfig, Weights
+from dycoke_trt.runtime.native.weights import collect
 from dycoke_trt.runtime.request import Event, Request
 from dycoke_trt.runtime.runner import ModelRunner
 from dycoke_trt.runtime.scheduler import Scheduler

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ....arch.qwen2 import LayerWeights, LlmConfig, Weights
 from ....arch.siglip import VisionModel, fused_attention
 from ....arch.spec import PixelScale, TowerSpec
 from ....compress.ttm import kept_of_compared
@@ -18,7 +19,6 @@ from ....cost.dims import LlmDims, ModelDims
 from ....runtime.blocks import blocks_for
 from ....runtime.native.cuda import cuda_runner
 from ....runtime.native.graphs import GraphDecoder
-from ....runtime.native.weights import LayerWeights, LlmConfig, Weights
 from ....runtime.request import Event, Request
 from ....runtime.scheduler import EngineLimits, Scheduler
 from ....runtime.vision_torch import TorchVision

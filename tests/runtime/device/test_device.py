@@ -151,7 +151,7 @@ def test_unused_lanes_change_nothing() -> None:
     decoder = model_runner(engine).decoder
     assert isinstance(decoder, GraphDecoder)
     assert decoder.state is not None
-    pool = model_runner(engine).model.pool
+    pool = model_runner(engine).cache.pool
     pool.fill_(1.0)
     before = [
         pool.clone(),

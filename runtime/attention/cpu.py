@@ -8,7 +8,103 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...core.pool import KEY, VALUE
+from ...arch.qwen2 import LlmConfig
+from ...core.pool import KEY, VALUE, PoolLayout
+from ..stages import ATTENTION, SCORE, SELECT
+from .pruning import Pruner
+
+
+class CpuCache:
+    """The KV pool of one rank on a CPU, and how prompts and decode steps attend to it."""
+
+    def __init__(
+        self,
+        config: LlmConfig,
+        num_blocks: int,
+        tokens_per_block: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.layout = PoolLayout(
+            num_blocks, config.layers, config.kv_heads, tokens_per_block, config.head_dim
+        )
+        self.pool = torch.zeros(self.layout.shape, dtype=dtype, device=device)
+        half = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
+        self._frequencies = config.rotary_base**-half
+
+    def chunk(self, table: Tensor, past: int, count: int) -> PromptChunk:
+        return PromptChunk(self, table[0].long(), past, count)
+
+    def rotation(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, fp32 [n, 1, D/2], of positions [n]."""
+        angle = position.float()[:, None, None] * self._frequencies
+        return angle.cos(), angle.sin()
+
+    def rotate(self, qkv: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated query [n, Hq, D], rotated key and value [n, Hkv, D] of qkv [n, Hq + 2 Hkv, D]."""
+        heads, kv_heads = self.config.heads, self.config.kv_heads
+        cos, sin = rotation
+        rotated = qkv[:, : heads + kv_heads].float()
+        first, second = rotated.chunk(2, dim=-1)  # NeoX: the halves of the head rotate together
+        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        turned = turned.to(qkv.dtype)
+        return turned[:, :heads], turned[:, heads:], qkv[:, heads + kv_heads :]
+
+
+class PromptChunk:
+    """`Attention` of `count` tokens of one prompt behind `past` others. table: int64 [2, M]."""
+
+    def __init__(self, cache: CpuCache, table: Tensor, past: int, count: int) -> None:
+        self._cache, self._table, self._past, self._upto = cache, table, past, past + count
+        self._position = torch.arange(past, past + count, device=table.device)
+        self._rotation = cache.rotation(self._position)
+        self._blocks = -(-self._upto // cache.layout.tokens_per_block)
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        pool, table = self._cache.pool, self._table
+        query, key, value = self._cache.rotate(qkv, self._rotation)
+        write_chunk(pool, table, layer, self._position, key, value)
+        if self._past == 0:
+            keys, values = key.transpose(0, 1), value.transpose(0, 1)
+        else:
+            keys, values = (
+                gather(pool, table[None], layer, field, self._blocks)[0, :, : self._upto]
+                for field in (KEY, VALUE)
+            )
+        return prefill_attention(query, keys, values, self._past)
+
+
+class DecodeStep:
+    """`Attention` of one token of each of S sequences.
+
+    table: int64 [S, 2, M]; lengths: int64 [S], the fed token included; pruner: None attends to all.
+    """
+
+    def __init__(
+        self, cache: CpuCache, table: Tensor, lengths: Tensor, pruner: Pruner | None
+    ) -> None:
+        self._cache, self._table, self._lengths, self._pruner = cache, table, lengths, pruner
+        # The true position, whatever layers >= l attend to.
+        self._rotation = cache.rotation(lengths - 1)
+        self._context = DecodeContext(cache.pool, table, lengths)
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        cache, pruner = self._cache, self._pruner
+        query, key, value = cache.rotate(qkv, self._rotation)
+        if pruner is not None and layer == pruner.scoring_layer:
+            # Scored before this layer's own write: the fed token's key comes from the step.
+            blocks = -(-int(self._lengths.max()) // cache.layout.tokens_per_block)
+            with SCORE:
+                keys = gather(cache.pool, self._table, layer, KEY, blocks)
+                scored = pruner.score(query, key, keys, self._lengths)
+            with SELECT:
+                self._selection = pruner.select(scored, self._lengths)
+        if pruner is not None and layer == pruner.first_pruned_layer:
+            self._context = DecodeContext(cache.pool, *self._selection)
+        self._context.write(layer, key, value)
+        with ATTENTION:
+            return self._context.attend(layer, query)
 
 
 def gather(pool: Tensor, table: Tensor, layer: int, field: int, blocks: int) -> Tensor:

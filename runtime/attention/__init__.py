@@ -1,0 +1,1 @@
+"""How tokens attend to the paged KV pool, on a CPU and on a GPU."""

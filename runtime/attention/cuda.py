@@ -1,0 +1,158 @@
+"""Attention over the paged pool on a GPU, by kernels/; the CPU's (cpu.py) is the reference.
+
+In Triton's interpreter (TRITON_INTERPRET=1) it runs on CPU tensors, which is how it is tested
+without a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from ...arch.qwen2 import LlmConfig
+from ...core.config import DyCokeConfig
+from ...core.errors import DyCokeError
+from ...core.pool import KEY, VALUE, PoolLayout, gather
+from ...core.state import ReselectionState
+from ...kernels.attention import AttentionWorkspace, paged_attention
+from ...kernels.interpreter import INTERPRETED
+from ...kernels.rotary import rotary, rotary_table
+from ...kernels.score import ScoreWorkspace, score_logits
+from ...kernels.select import SelectionOutput, select
+
+
+class Rows(NamedTuple):
+    """Which sequences a packed forward pass is of: int32 on the device.
+
+    The first `context_rows` rows are prompt chunks of context_lengths tokens, the others decode.
+    """
+
+    table: Tensor  # [S, 2, M]
+    lengths: Tensor  # [S]
+    context_lengths: Tensor  # [S]
+    context_rows: int = 0
+
+
+class CudaCache:
+    """The KV pool of one rank on a GPU, and how prompts and decode steps attend to it.
+
+    Raises DyCokeError for a device that no kernel runs on.
+    """
+
+    def __init__(
+        self,
+        config: LlmConfig,
+        num_blocks: int,
+        tokens_per_block: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        if device.type != "cuda" and not INTERPRETED:
+            raise DyCokeError(
+                f"the device backend cannot run on {device.type}; allowed: cuda, or "
+                "TRITON_INTERPRET=1 for tests"
+            )
+        self.config = config
+        self.layout = PoolLayout(
+            num_blocks, config.layers, config.kv_heads, tokens_per_block, config.head_dim
+        )
+        self.pool = torch.zeros(self.layout.shape, dtype=dtype, device=device)
+        self._cos_sin = rotary_table(
+            config.max_positions, config.head_dim, config.rotary_base, device
+        )
+
+    def chunk(self, table: Tensor, past: int, count: int) -> PromptChunk:
+        return PromptChunk(self, table, past, count)
+
+    def rotate(self, layer: int, qkv: Tensor, rows: Rows) -> Tensor:
+        """q | k rotated, [n, heads + 2 kv heads, D]; k and v are written to the pool."""
+        rotated = torch.empty_like(qkv)
+        rotary(
+            qkv, rotated, self._cos_sin, rows.lengths, rows.context_lengths,
+            heads=self.config.heads, kv_heads=self.config.kv_heads,
+            context_rows=rows.context_rows, pool=self.pool, table=rows.table, layer=layer,
+        )  # fmt: skip
+        return rotated
+
+
+class PromptChunk:
+    """`Attention` of `count` tokens of one prompt behind `past` others. table: int32 [1, 2, M]."""
+
+    def __init__(self, cache: CudaCache, table: Tensor, past: int, count: int) -> None:
+        self._cache, self._past, self._count = cache, past, count
+        length = torch.tensor([past + count], dtype=torch.int32, device=table.device)
+        chunk = torch.tensor([count], dtype=torch.int32, device=table.device)
+        self._rows = Rows(table.contiguous(), length, chunk, 1)
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        past, count, rows = self._past, self._count, self._rows
+        heads, kv_heads = self._cache.config.heads, self._cache.config.kv_heads
+        rotated = self._cache.rotate(layer, qkv, rows)
+        query = rotated[:, :heads].transpose(0, 1)[None]
+        if past == 0:
+            keys = rotated[:, heads : heads + kv_heads].transpose(0, 1)[None]
+            values = qkv[:, heads + kv_heads :].transpose(0, 1)[None]
+            out = scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
+        else:
+            keys, values = (
+                gather(self._cache.pool, rows.table, layer, field)[:, : past + count]
+                .transpose(1, 2)
+                .repeat_interleave(heads // kv_heads, dim=1)
+                for field in (KEY, VALUE)
+            )
+            mask = causal_lower_right(count, past + count)
+            out = scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        return out[0].transpose(0, 1).reshape(count, -1)
+
+
+class KernelPruner(NamedTuple):
+    """Scores and selects on the device; what it selected stays in `selection`."""
+
+    config: DyCokeConfig
+    state: ReselectionState
+    keep_table: Tensor  # of block_keep_table
+    scores: ScoreWorkspace
+    selection: SelectionOutput
+
+    def select(self, layer: int, rotated: Tensor, cache: CudaCache, rows: Rows) -> None:
+        score_logits(rotated, cache.pool, rows.table, rows.lengths, self.scores, layer=layer)
+        select(
+            self.state, rows.table, rows.lengths, rows.context_lengths, self.scores,
+            self.keep_table, self.selection, layers=cache.config.layers, mode=self.config.gate,
+            threshold=self.config.gate_threshold, reduce=self.config.block_reduce, padding=False,
+        )  # fmt: skip
+
+
+class DecodeStep:
+    """`Attention` of one token of each row; context_lengths are the rows' prompt lengths.
+
+    Launches only: nothing is read back, so that a CUDA graph can hold it.
+    """
+
+    def __init__(
+        self,
+        cache: CudaCache,
+        rows: Rows,
+        workspace: AttentionWorkspace,
+        pruner: KernelPruner | None,
+    ) -> None:
+        self._cache, self._rows, self._workspace, self._pruner = cache, rows, workspace, pruner
+        self._table, self._lengths = rows.table, rows.lengths
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        cache, config, pruner = self._cache, self._cache.config, self._pruner
+        rotated = cache.rotate(layer, qkv, self._rows)
+        if pruner is not None and layer == pruner.config.scoring_layer:
+            pruner.select(layer, rotated, cache, self._rows)
+        if pruner is not None and layer == pruner.config.l:
+            self._table, self._lengths = pruner.selection.table, pruner.selection.lengths
+        out = qkv.new_empty(len(qkv), config.heads, config.head_dim)
+        paged_attention(
+            rotated, cache.pool, self._table, self._lengths, out, self._workspace,
+            heads=config.heads, layer=layer,
+        )  # fmt: skip
+        return out.flatten(1)
