@@ -171,7 +171,7 @@ def _measure(
 
 
 def _layers(folder: Path) -> int:
-    from ..demo.model import read_config
+    from ..demo.network import read_config
 
     return int(read_config(folder)["text_config"]["num_hidden_layers"])
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import parallel
-from .model import TOKENS_PER_FRAME, WIDTH, frame_features
 from .mp4 import round_trip
-from .preprocess import to_pixels
+from .network import TOKENS_PER_FRAME, WIDTH, frame_features
+from .normalise import to_pixels
 from .scenes import MIN_FRAMES, render
 from .shapes import scene_for
 

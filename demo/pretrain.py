@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import parallel
-from .model import WIDTH, frame_features
 from .mp4 import round_trip
-from .preprocess import to_pixels
+from .network import WIDTH, frame_features
+from .normalise import to_pixels
 from .scenes import COLOURS, GRID, SHAPES, Scene, crowded_scene, render
 from .shapes import HELD_OUT_SEEDS, TRAIN_SEEDS, scene_for
 

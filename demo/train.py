@@ -18,7 +18,7 @@ import torch
 
 from . import parallel
 from .features import build_pool
-from .model import build_model, save_model
+from .network import build_model, save_model
 from .packing import Packer
 from .pretrain import fit_post_layernorm, pretrain
 from .qa_training import Schedule, Videos, train

@@ -17,9 +17,9 @@ import torch
 
 from ..core.config import DyCokeConfig
 from ..core.ttm import ttm_merge
-from ..demo.model import frame_features, load_model
 from ..demo.mp4 import round_trip
-from ..demo.preprocess import to_pixels
+from ..demo.network import frame_features, load_model
+from ..demo.normalise import to_pixels
 from ..demo.shapes import HELD_OUT_SEEDS, Sample, make_sample, score
 from ..demo.tokenizer import load_tokenizer, prompt_prefix, prompt_suffix
 from .oracle import Generation, gate_hits, generate, steps_attending_everything

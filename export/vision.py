@@ -23,7 +23,7 @@ from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .checkpoint import Checkpoint
 from .dtypes import TORCH_DTYPES, DTypeName
-from .preprocessing import read_pixel_scale
+from .processor import read_pixel_scale
 from .safetensors_file import SafetensorsFile, TensorPlan, write_safetensors
 from .vision_graph import finish_graph, trace_graph
 

@@ -16,9 +16,9 @@ from ..core.errors import DyCokeError
 from .answer import decode_speed
 from .detokenize import TextStream
 from .native.load import limits_of, load_engine, native_record
-from .preprocess import resize
 from .prompt import PromptBuilder
 from .request import Event, Request
+from .resize import resize
 from .sampling import Sampling
 from .scheduler import EngineLimits
 from .selection import StepTrace

@@ -25,7 +25,7 @@ from ..runtime import protocol as p
 from ..runtime.limits import RequestLimits
 from ..runtime.video.limits import VideoLimits
 from ..runtime.vision import RTX, TENSORRT
-from .model_config import ModelConfig, Step
+from .config_pbtxt import ModelConfig, Step
 from .trtllm import CPP_BACKEND, llm_config
 from .vision_config import AUTO, choose_vision, plan_config, vision_config
 

@@ -19,7 +19,7 @@ from ..bundle.record import EngineRecord
 from ..engines.build import LLM_DIRECTORY
 from ..engines.refusals import refuse
 from ..runtime import protocol as p
-from .model_config import ModelConfig
+from .config_pbtxt import ModelConfig
 
 # What runs `tensorrt_llm` on engines: TensorRT-LLM's backend in C++, or our model in Python.
 CPP_BACKEND, EXECUTOR = "tensorrtllm", "executor"

@@ -12,7 +12,7 @@ from ..core.errors import DyCokeError
 from ..engines.vision_plan import PLAN_FILE, profile_ranges
 from ..runtime import protocol as p
 from ..runtime.vision import KINDS, NATIVE, RTX, TENSORRT
-from .model_config import ModelConfig
+from .config_pbtxt import ModelConfig
 
 PLAN_BACKEND = "tensorrt"  # of Triton, in C++
 AUTO = "auto"

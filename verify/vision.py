@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..bundle.manifest import Manifest
 from ..bundle.paths import VISION_GRAPH
-from ..export.preprocessing import read_pixel_scale
+from ..export.processor import read_pixel_scale
 from .check import Check
 from .source import vision_stages
 

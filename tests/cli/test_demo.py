@@ -10,8 +10,8 @@ import torch
 from dycoke_trt.cli.demo import RATES
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo import CLIPS_DIR, MODEL_DIR
-from dycoke_trt.demo.model import frame_features
-from dycoke_trt.demo.preprocess import to_pixels
+from dycoke_trt.demo.network import frame_features
+from dycoke_trt.demo.normalise import to_pixels
 from dycoke_trt.eval.shapes import Answerer
 from dycoke_trt.runtime.video.read import read_video
 from dycoke_trt.tests.support import assert_one_line, dycoke

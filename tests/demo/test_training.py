@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from dycoke_trt.core.ttm import ttm_select
-from dycoke_trt.demo.model import build_model, frame_features, load_model, save_model, visual_tokens
+from dycoke_trt.demo.network import (
+    build_model,
+    frame_features,
+    load_model,
+    save_model,
+    visual_tokens,
+)
 from dycoke_trt.demo.packing import Packer, packed_attention
 from dycoke_trt.demo.pruning import ttm
 from dycoke_trt.demo.shapes import questions, scene_for

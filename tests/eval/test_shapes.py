@@ -15,7 +15,7 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.demo.mp4 import round_trip
-from dycoke_trt.demo.preprocess import to_pixels
+from dycoke_trt.demo.normalise import to_pixels
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, TASKS, make_sample
 from dycoke_trt.demo.tokenizer import build_prompt
 from dycoke_trt.eval.report import difference, summarise

@@ -17,7 +17,7 @@ import pytest
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.export.chat_template import read_chat_template
 from dycoke_trt.export.model_config import ModelConfig, parse_config
-from dycoke_trt.export.preprocessing import read_pixel_scale
+from dycoke_trt.export.processor import read_pixel_scale
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

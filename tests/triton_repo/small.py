@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from dycoke_trt.runtime import protocol as p
-from dycoke_trt.triton_repo.model_config import ModelConfig
+from dycoke_trt.triton_repo.config_pbtxt import ModelConfig
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 MODEL = """

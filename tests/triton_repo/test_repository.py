@@ -16,7 +16,7 @@ from dycoke_trt.runtime.limits import RequestLimits
 from dycoke_trt.runtime.preparation import Preparation
 from dycoke_trt.runtime.video.limits import VideoLimits
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
-from dycoke_trt.triton_repo.model_config import ModelConfig
+from dycoke_trt.triton_repo.config_pbtxt import ModelConfig
 from dycoke_trt.triton_repo.repository import parse_version, write_repository
 
 CONFIG = DyCokeConfig(k=0.5, l=2, p=0.5)

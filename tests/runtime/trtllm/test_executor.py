@@ -18,9 +18,9 @@ from dycoke_trt.core.reselection import FULL, RESELECT, REUSE, UNKNOWN
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, make_sample
 from dycoke_trt.runtime.llm import LlmEngine
 from dycoke_trt.runtime.native.load import load_engine
-from dycoke_trt.runtime.preprocess import resize
 from dycoke_trt.runtime.prompt import PromptBuilder
 from dycoke_trt.runtime.request import Event, Request
+from dycoke_trt.runtime.resize import resize
 from dycoke_trt.runtime.sampling import Sampling
 from dycoke_trt.runtime.trtllm.config import executor_request, sampling_config
 from dycoke_trt.runtime.vision import OnnxVision

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.runtime.preprocess import resize
+from dycoke_trt.runtime.resize import resize
 
 
 def processor(size: int) -> Any:

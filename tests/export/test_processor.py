@@ -12,8 +12,8 @@ import pytest
 import torch
 from dycoke_trt.arch.spec import PixelScale
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.export.preprocessing import read_pixel_scale
-from dycoke_trt.runtime.preprocess import resize
+from dycoke_trt.export.processor import read_pixel_scale
+from dycoke_trt.runtime.resize import resize
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..runtime.preprocess import resize
+from ..runtime.resize import resize
 from .scenes import IMAGE_SIZE
 
 

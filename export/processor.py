@@ -37,7 +37,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
-_BICUBIC = (3, "bicubic")  # Pillow's number; the only filter of runtime/preprocess.py
+_BICUBIC = (3, "bicubic")  # Pillow's number; the only filter of runtime/resize.py
 
 
 def read_pixel_scale(directory: Path, image_size: int, patches: int | None = None) -> PixelScale:
