@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from .decisions import GateMode
 from .errors import DyCokeError
 
 TtmMode = Literal["paper", "reference", "random", "off"]
-GateMode = Literal["reuse", "full", "always", "once"]
 Granularity = Literal["block", "token"]
 BlockReduce = Literal["sum", "max"]
 
@@ -43,7 +43,7 @@ class DyCokeConfig:
     l: int = 3
     p: float = 0.7
     ttm: TtmMode = "paper"
-    gate: GateMode = "reuse"
+    gate: str = GateMode.REUSE.label
     gate_threshold: float = 0.9
     granularity: Granularity = "block"
     block_reduce: BlockReduce = "sum"
@@ -56,7 +56,7 @@ class DyCokeConfig:
         _integer("l", self.l, upper=None)
         _integer("seed", self.seed, upper=2**63 - 1)
         _choice("ttm", self.ttm, get_args(TtmMode))
-        _choice("gate", self.gate, get_args(GateMode))
+        _choice("gate", self.gate, tuple(mode.label for mode in GateMode))
         _choice("granularity", self.granularity, get_args(Granularity))
         _choice("block_reduce", self.block_reduce, get_args(BlockReduce))
 
@@ -74,6 +74,10 @@ class DyCokeConfig:
     def off(cls) -> DyCokeConfig:
         """No compression at all: every visual token in every layer and step."""
         return cls(k=0.0, p=0.0, ttm="off")
+
+    @property
+    def gate_mode(self) -> GateMode:
+        return GateMode[self.gate.upper()]
 
     @property
     def scoring_layer(self) -> int:

@@ -13,14 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import BlockReduce, GateMode
-
-# Gate decisions. UNKNOWN is set by core/state.py for a sequence whose state cannot be trusted.
-FULL, REUSE, RESELECT, UNKNOWN = 0, 1, 2, 3
+from .config import BlockReduce
+from .decisions import Decision, GateMode
 
 
 class Gate(NamedTuple):
-    decision: Tensor  # int32 [S]: FULL, REUSE or RESELECT
+    decision: Tensor  # int32 [S], of `Decision`: FULL, REUSE or RESELECT
     similarity: Tensor  # fp32 [S]: cosine with the previous step's scores, 0 in the first step
 
 
@@ -87,19 +85,19 @@ def gate(
     scores, previous: fp32 [S, T], this step's and the preceding step's (not the one of the last
         selection), both 0 outside the visual tokens. first_step: bool [S], no predecessor exists.
     In the first step, and when the cosine is below `threshold` (or not a number): RESELECT.
-    Otherwise `reuse` -> REUSE, `full` -> FULL, `always` -> RESELECT; `once` -> REUSE whatever the
-    cosine says, except in the first step.
+    Otherwise as `mode` says; ONCE reuses whatever the cosine says, except in the first step.
     """
     previous = previous.masked_fill(first_step[:, None], 0.0)
     norms = scores.norm(dim=-1) * previous.norm(dim=-1)
     cosine = torch.where(norms > 0, (scores * previous).sum(-1) / norms, 0.0)
     stable = cosine >= threshold
-    if mode == "always":
+    if mode == GateMode.ALWAYS:
         stable = torch.zeros_like(stable)
-    elif mode == "once":
+    elif mode == GateMode.ONCE:
         stable = torch.ones_like(stable)
     stable = stable & ~first_step
-    decision = torch.where(stable, FULL if mode == "full" else REUSE, RESELECT)
+    kept = Decision.FULL if mode == GateMode.FULL else Decision.REUSE
+    decision = torch.where(stable, kept, Decision.RESELECT)
     return Gate(decision.to(torch.int32), cosine)
 
 
@@ -109,8 +107,8 @@ def attended(decision: Tensor, selected: Tensor, previous: Tensor) -> Tensor:
     selected: bool [S, X], the selection of this step; previous: bool [S, X], the last selection.
     """
     choice = decision[:, None]
-    reuse = torch.where(choice == REUSE, previous, torch.ones_like(previous))
-    return torch.where(choice == RESELECT, selected, reuse)
+    reuse = torch.where(choice == Decision.REUSE, previous, torch.ones_like(previous))
+    return torch.where(choice == Decision.RESELECT, selected, reuse)
 
 
 def select_tokens(scores: Tensor, visual: Tensor, keep_table: Tensor) -> Tensor:

@@ -18,10 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import BlockReduce, GateMode, Granularity
+from .config import BlockReduce, Granularity
+from .decisions import Decision, GateMode
 from .reselection import (
-    RESELECT,
-    UNKNOWN,
     attended,
     compact_block_table,
     gate,
@@ -76,7 +75,7 @@ class ReselectionState:
 class Reselection(NamedTuple):
     """The outcome of one decode step for S sequences."""
 
-    decision: Tensor  # int32 [S]: FULL, REUSE, RESELECT, or UNKNOWN (passed through unpruned)
+    decision: Tensor  # int32 [S], of `Decision`; UNKNOWN is passed through unpruned
     similarity: Tensor  # fp32 [S]
     keep: Tensor  # bool [S, M], logical blocks that layers >= l attend to
     table: Tensor  # int [S, M], compacted physical block table
@@ -155,7 +154,7 @@ def reselect(
     scores: Tensor,
     *,
     keep_table: Tensor,
-    mode: GateMode = "reuse",
+    mode: GateMode = GateMode.REUSE,
     threshold: float = 0.9,
     reduce: BlockReduce = "sum",
 ) -> Reselection:
@@ -174,7 +173,7 @@ def reselect(
     keep = attended(step.decision, selected, last_selection)
     table, shorter = compact_block_table(blocks, lengths, keep, size)
 
-    new = prunable & (step.decision == RESELECT)[:, None]
+    new = prunable & (step.decision == Decision.RESELECT)[:, None]
     state.keep[step.rows.masked_fill(~new, state.num_blocks)] = selected
     return Reselection(step.decision, step.similarity, keep, table, shorter)
 
@@ -187,7 +186,7 @@ def reselect_tokens(
     scores: Tensor,
     *,
     keep_table: Tensor,
-    mode: GateMode = "reuse",
+    mode: GateMode = GateMode.REUSE,
     threshold: float = 0.9,
 ) -> TokenReselection:
     """The same at token granularity, for a state allocated with it: no table changes.
@@ -199,7 +198,7 @@ def reselect_tokens(
     last_selection = state.keep[step.rows].flatten(1)
     keep = attended(step.decision, selected, last_selection) | ~step.visual
 
-    new = step.visual & (step.decision == RESELECT)[:, None]
+    new = step.visual & (step.decision == Decision.RESELECT)[:, None]
     state.keep[_token_index(state, step.rows, new)] = selected
     return TokenReselection(step.decision, step.similarity, keep)
 
@@ -232,7 +231,8 @@ def _gate_step(
 
     state.scores[_token_index(state, rows, visual)] = scores
     state.record[key.masked_fill(~known, state.num_blocks), FIRST_STEP] = 0
-    return _GateStep(decision.masked_fill(~known, UNKNOWN), similarity, scores, visual, rows)
+    decision = decision.masked_fill(~known, Decision.UNKNOWN)
+    return _GateStep(decision, similarity, scores, visual, rows)
 
 
 def _token_index(state: ReselectionState, rows: Tensor, write: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,10 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from ..core.decisions import Decision
 from ..core.errors import DyCokeError
 
-ROWS = ("full", "reused", "reselected", "unknown")
+ROWS = tuple(decision.row for decision in Decision)
 
 
 def counters_path(name: str, process: int | str) -> Path:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.config import DyCokeConfig, GateMode
+from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 
 Fields = dict[str, NDArray[Any]]
@@ -43,7 +43,7 @@ def select_fields(
     return {
         "images": pack_images(kernels, SELECT_KERNELS, tokens_per_block),
         "visual_base": np.array([visual_base], np.int32),
-        "mode": np.array([get_args(GateMode).index(config.gate)], np.int32),
+        "mode": np.array([config.gate_mode], np.int32),
         "reduce_max": np.array([config.block_reduce == "max"], np.int32),
         "threshold": np.array([config.gate_threshold], np.float32),
         "block_bytes": np.array([block_bytes], np.int64),

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ..core.attention import masked_attention
 from ..core.config import DyCokeConfig
+from ..core.decisions import Decision
 from ..core.errors import DyCokeError
 from ..core.reselection import (
-    FULL,
-    RESELECT,
     attended,
     gate,
     select_tokens,
@@ -77,11 +76,11 @@ class Pruner:
         scores = scores[:, self.begin : self.end]
         first = torch.tensor([not self.steps])
         decision, similarity = gate(
-            scores, self._previous, first, self.config.gate, self.config.gate_threshold
+            scores, self._previous, first, self.config.gate_mode, self.config.gate_threshold
         )
         selected = select_tokens(scores, self._visual, self._keep_table)
         self._attended = attended(decision, selected, self._selection)
-        if decision.item() == RESELECT:
+        if decision.item() == Decision.RESELECT:
             self._selection = selected
         self._previous = scores
         kept = self._attended[0].nonzero()[:, 0]
@@ -194,4 +193,4 @@ def gate_hits(steps: list[Step], threshold: float) -> int:
 
 
 def steps_attending_everything(steps: list[Step]) -> int:
-    return sum(step.decision == FULL for step in steps)
+    return sum(step.decision == Decision.FULL for step in steps)

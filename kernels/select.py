@@ -8,27 +8,25 @@ last bits, and decisions may where the reference itself stands within such a dif
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..core.config import GateMode
+from ..core.decisions import Decision, GateMode
 from ..core.state import ReselectionState
 from .common import check_int32, padded, physical_block
 from .score import MOST_SPLITS, ScoreWorkspace, head_statistics, head_sum
 
-GATES = {name: number for number, name in enumerate(get_args(GateMode))}
-# Triton sees globals only as constexpr. The first four are core/reselection.py's decisions.
-FULL = tl.constexpr(0)
-REUSE = tl.constexpr(1)
-RESELECT = tl.constexpr(2)
-UNKNOWN = tl.constexpr(3)
-GATE_FULL = tl.constexpr(GATES["full"])
-GATE_ALWAYS = tl.constexpr(GATES["always"])
-GATE_ONCE = tl.constexpr(GATES["once"])
+# Triton sees globals only as constexpr, and those as plain numbers.
+FULL = tl.constexpr(Decision.FULL.value)
+REUSE = tl.constexpr(Decision.REUSE.value)
+RESELECT = tl.constexpr(Decision.RESELECT.value)
+UNKNOWN = tl.constexpr(Decision.UNKNOWN.value)
+GATE_FULL = tl.constexpr(GateMode.FULL.value)
+GATE_ALWAYS = tl.constexpr(GateMode.ALWAYS.value)
+GATE_ONCE = tl.constexpr(GateMode.ONCE.value)
 WARPS = 16
 COLUMNS = 64  # blocks ranked and moved at a time
 NOT_PRUNABLE = tl.constexpr(-1.0)  # scores are sums of probabilities, so never negative
@@ -206,14 +204,14 @@ def select_constants(heads: int, tokens_per_block: int, *, fused: bool) -> dict[
 class SelectionOutput:
     """Where a step's selection goes; layers >= l read table and lengths.
 
-    counters: how often each decision (FULL, REUSE, RESELECT, UNKNOWN) was taken, over all steps.
+    counters: how often each `Decision` was taken, over all steps.
     """
 
     table: Tensor  # int32 [S, 2, M]
     lengths: Tensor  # int32 [S]
     decision: Tensor  # int32 [S], of decode rows
     similarity: Tensor  # fp32 [S], of decode rows
-    counters: Tensor  # int64 [4]
+    counters: Tensor  # int64 [decisions]
 
     @classmethod
     def allocate(
@@ -224,7 +222,7 @@ class SelectionOutput:
 
         return cls(
             zeros(sequences, 2, max_blocks), zeros(sequences), zeros(sequences),
-            zeros(sequences, dtype=torch.float32), zeros(4, dtype=torch.int64),
+            zeros(sequences, dtype=torch.float32), zeros(len(Decision), dtype=torch.int64),
         )  # fmt: skip
 
 
@@ -238,7 +236,7 @@ def select(
     out: SelectionOutput,
     *,
     layers: int,
-    mode: GateMode = "reuse",
+    mode: GateMode = GateMode.REUSE,
     threshold: float = 0.9,
     reduce: str = "sum",
     scores: Tensor | None = None,
@@ -260,7 +258,7 @@ def select(
         state.scores, state.visual.view(torch.uint8), state.keep.view(torch.uint8), state.record,
         workspace.blocks, out.table, out.lengths, out.decision, out.similarity, out.counters,
         context_rows, layers, state.num_blocks, max_blocks, int(padding), workspace.splits,
-        GATES[mode], int(reduce == "max"), threshold,
+        int(mode), int(reduce == "max"), threshold,
         **select_constants(workspace.heads, state.tokens_per_block, fused=scores is None),
         num_warps=WARPS,
     )  # fmt: skip

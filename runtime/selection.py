@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..core.decisions import Decision
+
 
 class StepTrace(NamedTuple):
     """What one decode step of one sequence did, for figures and debugging.
@@ -16,7 +18,7 @@ class StepTrace(NamedTuple):
     kept: int64, visual tokens attended to by layers >= l, counted from the first visual token.
     """
 
-    decision: int
+    decision: Decision
     similarity: float
     scores: Tensor  # fp32 [V]
     kept: Tensor
@@ -29,12 +31,12 @@ Trace = Callable[[int, StepTrace], None]  # called with the row in the batch
 class SelectionCounts:
     """What decode steps selected so far, over all sequences.
 
-    decisions: by gate decision (core/reselection.py); context, attended: tokens in context of
+    decisions: by `Decision`; context, attended: tokens in context of
     layers >= l, all and those attended to; seconds: scoring and selecting, on a CPU (on a GPU they
     are part of a step that is launched as a whole).
     """
 
-    decisions: list[int] = field(default_factory=lambda: [0] * 4)
+    decisions: list[int] = field(default_factory=lambda: [0] * len(Decision))
     context: int = 0
     attended: int = 0
     seconds: float = 0.0

@@ -94,10 +94,14 @@ class Publisher {
     std::string const draft = path_ + "." + std::to_string(getpid()) + ".new";
     {
       std::ofstream file(draft);
-      file << "{\"rows\": {\"full\": " << total[0] << ", \"reused\": " << total[1]
-           << ", \"reselected\": " << total[2] << ", \"unknown\": " << total[3]
-           << "}, \"pruned\": " << total[1] + total[2]
-           << ", \"passed_through\": " << total[0] + total[3] << "}\n";
+      char const* before = "{\"rows\": {";
+      for (std::size_t i = 0; i < total.size(); ++i) {
+        file << before << '"' << kDecisionRows[i] << "\": " << total[i];
+        before = ", ";
+      }
+      auto const of = [&](Decision decision) { return total[static_cast<std::size_t>(decision)]; };
+      file << "}, \"pruned\": " << of(Decision::kReuse) + of(Decision::kReselect)
+           << ", \"passed_through\": " << of(Decision::kFull) + of(Decision::kUnknown) << "}\n";
     }
     if (std::rename(draft.c_str(), path_.c_str()) != 0 && !complained_) {
       complained_ = true;

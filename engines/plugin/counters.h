@@ -10,10 +10,11 @@
 #include <cstdint>
 #include <memory>
 
+#include "decisions.h"
+
 namespace dycoke {
 
-// In the order of core/reselection.py's decisions.
-inline constexpr int kDecisions = 4;
+// By Decision.
 using Counts = std::array<std::int64_t, kDecisions>;
 
 class PublishedCounters {
@@ -24,7 +25,7 @@ class PublishedCounters {
   PublishedCounters(PublishedCounters const&) = delete;
   PublishedCounters& operator=(PublishedCounters const&) = delete;
 
-  // Copies the device's counts, 4 x int64, behind what the stream holds so far.
+  // Copies the device's counts, int64 each, behind what the stream holds so far.
   void copy(CUdeviceptr counts, CUstream stream) const;
 
  private:

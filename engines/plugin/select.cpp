@@ -18,8 +18,9 @@ class Select final : public Node {
     settings_.reduce_max = fields_->int32("reduce_max");
     settings_.threshold = fields_->float32("threshold");
     settings_.block_bytes = fields_->int64("block_bytes");
-    if (settings_.mode < 0 || settings_.mode > 3) {
-      throw Error("field 'mode' is " + std::to_string(settings_.mode) + ", allowed: 0 to 3");
+    if (settings_.mode < 0 || settings_.mode >= kGateModes) {
+      throw Error("field 'mode' is " + std::to_string(settings_.mode) + ", allowed: 0 to " +
+                  std::to_string(kGateModes - 1));
     }
     inputs_ = {{"input_ids", DataType::kINT32, 1},
                {"sequence_length", DataType::kINT32, 1},

@@ -33,7 +33,7 @@ class DeviceState {
   void* visual() const { return at(visual_); }    // u8 [capacity, B]
   void* keep() const { return at(keep_); }        // u8 [capacity]
   void* record() const { return at(record_); }    // i32 [capacity, 4]
-  void* counters() const { return at(counters_); }  // i64 [4], by decision
+  void* counters() const { return at(counters_); }  // i64, by Decision
 
   // Behind the kernels of a step: makes the counters visible to the host, if anybody asked.
   void publish(CUstream stream) const;

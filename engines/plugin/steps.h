@@ -74,7 +74,7 @@ class ScoreStep {
 
 struct SelectSettings {
   std::int32_t visual_base = 0;  // ids from here on are visual
-  std::int32_t mode = 0;         // of the gate: 0 reuse, 1 full, 2 always, 3 once
+  std::int32_t mode = 0;         // a GateMode
   std::int32_t reduce_max = 0;   // a block's score is the maximum of its tokens', not the sum
   float threshold = 0;
   std::int64_t block_bytes = 0;  // of a KV block: all layers, K and V

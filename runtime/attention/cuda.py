@@ -122,7 +122,7 @@ class KernelPruner(NamedTuple):
         score_logits(rotated, cache.pool, rows.table, rows.lengths, self.scores, layer=layer)
         select(
             self.state, rows.table, rows.lengths, rows.context_lengths, self.scores,
-            self.keep_table, self.selection, layers=cache.config.layers, mode=self.config.gate,
+            self.keep_table, self.selection, layers=cache.config.layers, mode=self.config.gate_mode,
             threshold=self.config.gate_threshold, reduce=self.config.block_reduce, padding=False,
         )  # fmt: skip
 

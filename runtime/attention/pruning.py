@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.config import DyCokeConfig
+from ...core.decisions import Decision
 from ...core.pool import encode_table
 from ...core.reselection import block_keep_table, token_keep_table, visual_scores
 from ...core.state import ReselectionState, reselect, reselect_tokens, visual_positions
@@ -88,7 +89,7 @@ class Pruner:
             step = reselect(
                 *sequences,
                 keep_table=self._tables.keep_table,
-                mode=config.gate,
+                mode=config.gate_mode,
                 threshold=config.gate_threshold,
                 reduce=config.block_reduce,
             )
@@ -98,7 +99,7 @@ class Pruner:
         tokens = reselect_tokens(
             *sequences,
             keep_table=self._tables.keep_table,
-            mode=config.gate,
+            mode=config.gate_mode,
             threshold=config.gate_threshold,
         )
         self._report(tokens.decision, tokens.similarity, scores, visual, tokens.keep)
@@ -120,7 +121,7 @@ class Pruner:
             self._trace(
                 row,
                 StepTrace(
-                    decision=int(decision[row]),
+                    decision=Decision(int(decision[row])),
                     similarity=float(similarity[row]),
                     scores=scores[row, span],
                     kept=kept[row, span].nonzero()[:, 0],

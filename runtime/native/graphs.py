@@ -15,6 +15,7 @@ import torch
 
 from ...arch.qwen2 import Qwen2
 from ...core.config import DyCokeConfig
+from ...core.decisions import Decision
 from ...core.errors import DyCokeError
 from ...core.pool import encode_table
 from ...core.reselection import block_keep_table
@@ -101,7 +102,7 @@ class GraphDecoder:
             torch.cuda.get_device_properties(model.device).multi_processor_count if cuda else 2
         )
         self.keep_table = block_keep_table(config.p, cache.layout.num_blocks).to(model.device)
-        self.counters = torch.zeros(4, dtype=torch.int64, device=model.device)
+        self.counters = torch.zeros(len(Decision), dtype=torch.int64, device=model.device)
         self.selection = SelectionCounts()
         self._buckets: dict[tuple[int, int], Bucket] = {}
         self._memory: Any = None  # graphs share one pool of scratch memory
@@ -190,7 +191,7 @@ class GraphDecoder:
         attended = -(-int(bucket.selection.lengths[row]) // size)
         kept = torch.isin(bucket.table[row, 0], bucket.selection.table[row, 0, :attended])
         return StepTrace(
-            decision=int(bucket.selection.decision[row]),
+            decision=Decision(int(bucket.selection.decision[row])),
             similarity=float(bucket.selection.similarity[row]),
             scores=state.scores[place][visual].cpu(),
             kept=kept[position // size][visual].nonzero()[:, 0].cpu(),

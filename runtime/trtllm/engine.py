@@ -18,8 +18,8 @@ import torch
 
 from ...bundle.manifest import Manifest
 from ...bundle.record import EngineRecord
+from ...core.decisions import Decision
 from ...core.errors import DyCokeError, QueueFullError, TimeLimitError
-from ...core.reselection import FULL, RESELECT, REUSE, UNKNOWN
 from ...engines.counters import counters_path, read_counters
 from ...engines.plugin_nodes import COUNTERS
 from ..limits import RequestLimits
@@ -28,7 +28,6 @@ from ..selection import SelectionCounts
 from ..sequence import Sequence
 from .config import check_limits, executor_config, executor_request
 
-_DECISIONS = {"full": FULL, "reused": REUSE, "reselected": RESELECT, "unknown": UNKNOWN}
 _PATIENCE = timedelta(milliseconds=20)  # how long a step waits for responses
 
 
@@ -251,7 +250,6 @@ class ExecutorEngine:
                     self.blocks = PoolUse(pool.max_num_blocks, pool.free_num_blocks)
             if self._counters.is_file():
                 rows = read_counters(self._counters)
-                for name, decision in _DECISIONS.items():
-                    self.selection.decisions[decision] = rows[name]
+                self.selection.decisions[:] = [rows[decision.row] for decision in Decision]
             if not self._running:  # no iteration says so
                 self._waiting, self.blocks.free = 0, self.blocks.num_blocks

@@ -4,15 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from dycoke_trt.core.reselection import (
-    FULL,
-    RESELECT,
-    attended,
-    gate,
-    select_tokens,
-    token_keep_table,
-    tokens_kept,
-)
+from dycoke_trt.core.decisions import Decision, GateMode
+from dycoke_trt.core.reselection import attended, gate, select_tokens, token_keep_table, tokens_kept
 from safetensors import safe_open
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -29,7 +22,7 @@ def test_trace(name: str) -> None:
         meta = file.metadata()
         trace = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     p, prompt = float(meta["P"]), int(meta["prompt_length"])
-    mode = {"official": "full", "paper": "reuse"}[meta["semantics"]]
+    mode = {"official": GateMode.FULL, "paper": GateMode.REUSE}[meta["semantics"]]
     steps, visual_tokens = trace["score"].shape
     count = tokens_kept(visual_tokens, p)
     assert count == trace["kept"].shape[1]
@@ -47,8 +40,8 @@ def test_trace(name: str) -> None:
         now = attended(decision, selected, selection)
 
         assert abs(cosine.item() - trace["similarity"][step].item()) < 1e-5
-        assert (decision.item() == RESELECT) == bool(trace["reselected"][step])
-        assert (decision.item() != FULL) == bool(trace["pruned"][step])
+        assert (decision.item() == Decision.RESELECT) == bool(trace["reselected"][step])
+        assert (decision.item() != Decision.FULL) == bool(trace["pruned"][step])
         if trace["pruned"][step]:
             assert torch.equal(now[0].nonzero()[:, 0].int(), trace["kept"][step])
         else:
@@ -56,7 +49,7 @@ def test_trace(name: str) -> None:
         length = prompt + step + 1
         assert length - visual_tokens + int(now.sum()) == trace["attended_len"][step]
 
-        if decision.item() == RESELECT:
+        if decision.item() == Decision.RESELECT:
             selection = selected
         previous_scores = scores
         decisions.append(decision.item())

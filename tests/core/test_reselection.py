@@ -4,11 +4,9 @@ import pytest
 import torch
 from dycoke_trt.core import pool as kv_pool
 from dycoke_trt.core.attention import masked_attention, paged_attention
+from dycoke_trt.core.decisions import Decision, GateMode
 from dycoke_trt.core.pool import PoolLayout, encode_table
 from dycoke_trt.core.reselection import (
-    FULL,
-    RESELECT,
-    REUSE,
     attended,
     block_keep_table,
     blocks_kept,
@@ -24,6 +22,7 @@ from dycoke_trt.core.reselection import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+FULL, REUSE, RESELECT, _ = Decision
 POISON_BLOCK = 10**8
 
 
@@ -82,10 +81,13 @@ def test_scores_are_the_head_mean_of_the_full_softmax(
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [
-        ("reuse", [RESELECT, REUSE, RESELECT, RESELECT]),
-        ("full", [RESELECT, FULL, RESELECT, RESELECT]),
-        ("always", [RESELECT, RESELECT, RESELECT, RESELECT]),
-        ("once", [RESELECT, REUSE, REUSE, REUSE]),
+        (GateMode.REUSE, [RESELECT, REUSE, RESELECT, RESELECT]),
+        (GateMode.FULL, [RESELECT, FULL, RESELECT, RESELECT]),
+        (
+            GateMode.ALWAYS,
+            [RESELECT, RESELECT, RESELECT, RESELECT],
+        ),
+        (GateMode.ONCE, [RESELECT, REUSE, REUSE, REUSE]),
     ],
 )
 def test_gate_modes(mode: str, expected: list[int]) -> None:
@@ -101,13 +103,13 @@ def test_gate_modes(mode: str, expected: list[int]) -> None:
 def test_gate_at_its_threshold_counts_as_unchanged() -> None:
     scores, first = torch.tensor([[3.0, 4.0]]), torch.tensor([False])
     previous = torch.tensor([[1.0, 0.0]])  # cosine 0.6
-    assert gate(scores, previous, first, "reuse", 0.6 - 1e-6).decision.item() == REUSE
-    assert gate(scores, previous, first, "reuse", 0.6 + 1e-6).decision.item() == RESELECT
+    assert gate(scores, previous, first, GateMode.REUSE, 0.6 - 1e-6).decision.item() == REUSE
+    assert gate(scores, previous, first, GateMode.REUSE, 0.6 + 1e-6).decision.item() == RESELECT
 
 
 def test_scores_that_are_not_numbers_reselect() -> None:
     nan, first = torch.full((1, 2), torch.nan), torch.tensor([False])
-    assert gate(nan, torch.ones(1, 2), first, "reuse", 0.9).decision.item() == RESELECT
+    assert gate(nan, torch.ones(1, 2), first, GateMode.REUSE, 0.9).decision.item() == RESELECT
 
 
 def test_attended() -> None:

@@ -6,15 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from dycoke_trt.core.reselection import (
-    FULL,
-    RESELECT,
-    REUSE,
-    UNKNOWN,
-    block_keep_table,
-    blocks_kept,
-    visual_scores,
-)
+from dycoke_trt.core.decisions import Decision, GateMode
+from dycoke_trt.core.reselection import block_keep_table, blocks_kept, visual_scores
 from dycoke_trt.core.state import (
     Reselection,
     ReselectionState,
@@ -46,7 +39,7 @@ class Sequence:
         return self.blocks[:used] + [POISON_BLOCK] * (WIDTH - used)
 
     def slow_step(
-        self, scores: list[float], p: float, mode: str, reduce: str
+        self, scores: list[float], p: float, mode: GateMode, reduce: str
     ) -> tuple[int, set[int]]:
         """Gate and selection by plain loops: (decision, logical blocks dropped)."""
         visual = range(self.begin, self.end)
@@ -56,16 +49,19 @@ class Sequence:
         cosine = dot / norms**0.5 if norms > 0 else 0.0
         first = not self.scores
         self.scores = now
-        stable = {"reuse": cosine >= 0.9, "full": cosine >= 0.9, "always": False, "once": True}
+        close = cosine >= 0.9
+        stable = dict(zip(GateMode, (close, close, False, True), strict=True))
         if not first and stable[mode]:
-            return (FULL, set()) if mode == "full" else (REUSE, self.dropped)
+            return (
+                (Decision.FULL, set()) if mode == GateMode.FULL else (Decision.REUSE, self.dropped)
+            )
         tail = (self.length - 1) // SIZE
         inside = [b for b in range(tail) if self.begin <= b * SIZE and (b + 1) * SIZE <= self.end]
         combine = sum if reduce == "sum" else max
         score = {b: combine(scores[b * SIZE : (b + 1) * SIZE]) for b in inside}
         ranked = sorted(inside, key=lambda b: (-score[b], b))
         self.dropped = set(ranked[blocks_kept(len(inside), p) :])
-        return RESELECT, self.dropped
+        return Decision.RESELECT, self.dropped
 
 
 def make_sequences(count: int, generator: torch.Generator, num_blocks: int) -> list[Sequence]:
@@ -139,12 +135,12 @@ def step(
     count=st.integers(1, 4),
     chunk=st.integers(1, 40),
     p=st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.95]),
-    mode=st.sampled_from(["reuse", "full", "always", "once"]),
+    mode=st.sampled_from(GateMode),
     reduce=st.sampled_from(["sum", "max"]),
     seed=st.integers(0, 2**31),
 )
 def test_equals_the_slow_form(
-    count: int, chunk: int, p: float, mode: str, reduce: str, seed: int
+    count: int, chunk: int, p: float, mode: GateMode, reduce: str, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     state = random_state(count * WIDTH, generator)
@@ -176,7 +172,7 @@ def test_p_zero_is_the_identity() -> None:
     blocks, lengths, _ = tensors(sequences)
     assert torch.equal(got.table, blocks)
     assert torch.equal(got.lengths, lengths)
-    assert got.decision.tolist() == [RESELECT] * 3
+    assert got.decision.tolist() == [Decision.RESELECT] * 3
 
 
 def run_alone_and_together(
@@ -268,13 +264,15 @@ def test_unknown_rows_pass_through_and_leave_no_trace() -> None:
     for sequence in sequences:
         sequence.length += 1
     got = step(state, sequences[1:], torch.rand(2, WIDTH * SIZE))
-    assert got.decision.tolist() == [UNKNOWN, UNKNOWN]
+    assert got.decision.tolist() == [Decision.UNKNOWN, Decision.UNKNOWN]
     blocks, lengths, _ = tensors(sequences[1:])
     assert torch.equal(got.table, blocks)
     assert torch.equal(got.lengths, lengths)
     assert torch.equal(state.scores[:-1], before[0][:-1])
     assert torch.equal(state.keep[:-1], before[1][:-1])
-    assert step(state, sequences[:1], torch.rand(1, WIDTH * SIZE)).decision.tolist() == [RESELECT]
+    assert step(state, sequences[:1], torch.rand(1, WIDTH * SIZE)).decision.tolist() == [
+        Decision.RESELECT
+    ]
 
 
 def test_several_visual_runs() -> None:
@@ -296,8 +294,8 @@ def test_several_visual_runs() -> None:
     assert outcome.keep[0, :7].int().tolist() == [1, 1, 0, 1, 0, 0, 1]
 
 
-@pytest.mark.parametrize("mode", ["reuse", "full", "always", "once"])
-def test_nothing_is_read_back_to_the_host(mode: str) -> None:
+@pytest.mark.parametrize("mode", GateMode)
+def test_nothing_is_read_back_to_the_host(mode: GateMode) -> None:
     # Meta tensors hold no values: reading one, or a shape that depends on one, raises.
     meta = torch.device("meta")
     state = ReselectionState.allocate(8, SIZE, meta)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.core.reselection import RESELECT
 from dycoke_trt.eval.oracle import generate
 from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -47,7 +47,7 @@ def test_golden_run(name: str) -> None:
     for i, step in enumerate(got.steps):
         torch.testing.assert_close(step.scores, trace["score"][i], atol=1e-5, rtol=0)
         assert abs(step.similarity - trace["similarity"][i]) < 1e-5
-        assert (step.decision == RESELECT) == bool(trace["reselected"][i])
+        assert (step.decision == Decision.RESELECT) == bool(trace["reselected"][i])
         assert step.pruned == bool(trace["pruned"][i])
         if step.pruned:
             assert step.kept.tolist() == trace["kept"][i].tolist()

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from dycoke_trt.core.attention import masked_attention
+from dycoke_trt.core.decisions import GateMode
 from dycoke_trt.core.reselection import (
     attended,
     block_keep_table,
@@ -88,7 +89,9 @@ def expected(weights: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             scores = visual_scores(q, k, keys, lengths, t["visual"])
             prunable = prunable_blocks(t["visual"], lengths, s.block)
             chosen = select_blocks(scores, prunable, block_keep_table(s.p, s.blocks))
-            decision = gate(scores, t["previous_scores"], t["first"], "reuse", s.threshold).decision
+            decision = gate(
+                scores, t["previous_scores"], t["first"], GateMode.REUSE, s.threshold
+            ).decision
             keep = attended(decision, chosen, t["previous_keep"])
             found |= {"scores": scores, "keep": keep, "decision": decision}
         else:

@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.errors import DyCokeError, QueueFullError
-from dycoke_trt.core.reselection import RESELECT
 from dycoke_trt.runtime.sampling import Sampling
 from dycoke_trt.runtime.scheduler import EngineLimits
 from dycoke_trt.runtime.selection import StepTrace
@@ -103,7 +103,7 @@ def test_pruning_really_happens_and_is_traced(make_client) -> None:
     client.engine.run_until_idle()
     assert len(steps) == 11  # the first of 12 tokens comes from the prefill
     assert all(request == "r" for request, _ in steps)
-    assert steps[0][1].decision == RESELECT
+    assert steps[0][1].decision == Decision.RESELECT
     for _, step in steps:
         assert len(step.scores) == 23
         assert len(step.kept) < 23

@@ -9,7 +9,7 @@ import pytest
 import torch
 from dycoke_trt.arch.qwen2 import LlmConfig, Weights
 from dycoke_trt.core.config import DyCokeConfig
-from dycoke_trt.core.reselection import RESELECT
+from dycoke_trt.core.decisions import Decision
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
 from dycoke_trt.runtime.native.cpu import cpu_runner
@@ -87,7 +87,7 @@ def test_golden_run(exported, name: str, chunk: int) -> None:
     for i, step in enumerate(steps):
         torch.testing.assert_close(step.scores, trace["score"][i], atol=1e-5, rtol=0)
         assert abs(step.similarity - trace["similarity"][i]) < 1e-5
-        assert (step.decision == RESELECT) == bool(trace["reselected"][i])
+        assert (step.decision == Decision.RESELECT) == bool(trace["reselected"][i])
         if trace["pruned"][i]:
             assert step.kept.tolist() == trace["kept"][i].tolist()
         else:

@@ -15,15 +15,14 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from ...bundle.manifest import Manifest
-from ...core.reselection import FULL, RESELECT, REUSE, UNKNOWN
+from ...core.decisions import Decision
 from ...runtime.llm import LlmEngine
 from ...runtime.request import Event
 from .llm_request import LlmRequest
 
 PUBLISH_SECONDS = 0.01
 _OUTCOMES = ("end", "stop", "length", "cancelled", "failed", "refused")
-DECISION_LABELS = ("full", "reuse", "reselect", "unknown")
-_DECISIONS = dict(zip((FULL, REUSE, RESELECT, UNKNOWN), DECISION_LABELS, strict=True))
+_LABELS = tuple(decision.label for decision in Decision)
 GATE_DECISIONS = ("dycoke_gate_decisions_total", "Gate decisions")  # name, description
 _FIRST_TOKEN_BUCKETS = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]  # seconds
 
@@ -57,7 +56,7 @@ class LlmMetrics:
             **self._labelled(
                 "dycoke_visual_tokens_total", "Visual tokens around TTM", "state", ("in", "kept")
             ),
-            **self._labelled(*GATE_DECISIONS, "decision", DECISION_LABELS),
+            **self._labelled(*GATE_DECISIONS, "decision", _LABELS),
             **self._labelled(
                 "dycoke_context_tokens_total",
                 "Tokens in context of decode steps in layers >= L, and those attended to",
@@ -113,8 +112,8 @@ class LlmMetrics:
             self._values["waiting"] = self._engine.waiting()
             self._values["running"] = self._engine.in_flight() - self._values["waiting"]
             selection = self._engine.selection
-            for decision, name in _DECISIONS.items():
-                self._values[name] = selection.decisions[decision]
+            for decision in Decision:
+                self._values[decision.label] = selection.decisions[decision]
             self._values["all"] = selection.context
             self._values["attended"] = selection.attended
             self._values["selecting"] = selection.seconds

@@ -12,10 +12,11 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from ...engines.counters import ROWS, CountersSince
+from ...core.decisions import Decision
+from ...engines.counters import CountersSince
 from ...engines.plugin_nodes import COUNTERS
 from ...runtime.protocol import LLM
-from .llm_metrics import DECISION_LABELS, GATE_DECISIONS
+from .llm_metrics import GATE_DECISIONS
 
 _SECONDS = 1.0
 
@@ -32,8 +33,8 @@ class PluginMetrics:
             counter = pb_utils.MetricFamily.COUNTER
             self._family = pb_utils.MetricFamily(*GATE_DECISIONS, kind=counter)
             self._metrics = {
-                row: self._family.Metric(labels={"model": LLM, "decision": label})
-                for row, label in zip(ROWS, DECISION_LABELS, strict=True)
+                decision.row: self._family.Metric(labels={"model": LLM, "decision": decision.label})
+                for decision in Decision
             }
             self._counts = CountersSince(name)
             self._thread = threading.Thread(target=self._publish, name="counters", daemon=True)
@@ -48,7 +49,7 @@ class PluginMetrics:
         self._family = None
 
     def _publish(self) -> None:
-        published = dict.fromkeys(ROWS, 0)
+        published = dict.fromkeys(self._metrics, 0)
         while not self._stopping.wait(_SECONDS):
             for row, count in self._counts().items():
                 # Never less than before: files may vanish.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....core.decisions import GateMode
 from ....core.pool import PoolLayout, encode_table
 from ....core.reselection import block_keep_table
 from ....core.state import ReselectionState, write_context
@@ -68,8 +69,8 @@ def time_kernels(
 
     def second(given: Tensor | None = None) -> None:
         select(
-            state, table, lengths, prompts, scores, keep, selection, layers=layers, mode="always",
-            padding=False, scores=given,
+            state, table, lengths, prompts, scores, keep, selection, layers=layers,
+            mode=GateMode.ALWAYS, padding=False, scores=given,
         )  # fmt: skip
 
     def select_path(layer: int) -> None:

@@ -14,7 +14,7 @@ from ....arch.spec import PixelScale, TowerSpec
 from ....compress.ttm import kept_of_compared
 from ....core import ttm
 from ....core.config import DyCokeConfig
-from ....core.reselection import RESELECT
+from ....core.decisions import Decision
 from ....cost.dims import LlmDims, ModelDims
 from ....runtime.blocks import blocks_for
 from ....runtime.native.cuda import cuda_runner
@@ -147,7 +147,7 @@ def serve(
     return {
         "ttft_s": first, "ms_per_token": per_step * 1e3, "tokens_per_s": batch / per_step,
         "peak_bytes": torch.cuda.max_memory_allocated() if CUDA else 0,
-        "graph_ms": graph * 1e3, "reselected": done[RESELECT] / max(1, sum(done)),
+        "graph_ms": graph * 1e3, "reselected": done[Decision.RESELECT] / max(1, sum(done)),
     }  # fmt: skip
 
 

@@ -7,10 +7,9 @@ said here again; library_plugins.py runs the C++ instead.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import get_args
 
 import torch
-from dycoke_trt.core.config import GateMode
+from dycoke_trt.core.decisions import GateMode
 from dycoke_trt.core.state import ReselectionState
 from dycoke_trt.engines.plugin_nodes import (
     ROPE,
@@ -98,7 +97,7 @@ class KernelPlugins:
         out.counters = self.decisions
         select(
             self.state, table, lengths, given["context_lengths"], work, given["keep_table"], out,
-            layers=layers, mode=get_args(GateMode)[int(layer.values["mode"].item())],
+            layers=layers, mode=GateMode(int(layer.values["mode"].item())),
             threshold=float(layer.values["threshold"].item()),
             reduce="max" if layer.values["reduce_max"].item() else "sum",
             scores=scores[0] if len(scores) == 1 else None, context_rows=contexts,

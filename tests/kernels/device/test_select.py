@@ -11,14 +11,9 @@ import pytest
 import torch
 from dycoke_trt.core import pool as kv_pool
 from dycoke_trt.core import state as core
+from dycoke_trt.core.decisions import Decision, GateMode
 from dycoke_trt.core.pool import encode_table
-from dycoke_trt.core.reselection import (
-    REUSE,
-    UNKNOWN,
-    block_keep_table,
-    prunable_blocks,
-    visual_scores,
-)
+from dycoke_trt.core.reselection import block_keep_table, prunable_blocks, visual_scores
 from dycoke_trt.core.state import ReselectionState
 from dycoke_trt.kernels.context import write_context
 from dycoke_trt.kernels.score import ScoreWorkspace, score_logits
@@ -131,7 +126,7 @@ def compare(world: World, outcome: Outcome, decodes: list[Row], full: Tensor) ->
     assert torch.equal(mine.table[first:last], encode_table(theirs.table, LAYERS))
     assert torch.equal(mine.table[:first], full[:first])
     assert torch.equal(mine.table[last:], full[last:])
-    known = theirs.decision != UNKNOWN
+    known = theirs.decision != Decision.UNKNOWN
     got = mine.similarity[first:last][known]
     torch.testing.assert_close(got, theirs.similarity[known], atol=1e-5, rtol=0)
     rows = world.num_blocks
@@ -154,13 +149,13 @@ def compare(world: World, outcome: Outcome, decodes: list[Row], full: Tensor) ->
     size=st.sampled_from([8, 16, 32]),
     width=st.integers(2, 9),
     levels=st.integers(1, 4),
-    mode=st.sampled_from(["reuse", "full", "always", "once"]),
+    mode=st.sampled_from(GateMode),
     reduce=st.sampled_from(["sum", "max"]),
     p=st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.95]),
     seed=st.integers(0, 2**31),
 )
 def test_selection_equals_core_step_by_step(
-    size: int, width: int, levels: int, mode: str, reduce: str, p: float, seed: int
+    size: int, width: int, levels: int, mode: GateMode, reduce: str, p: float, seed: int
 ) -> None:
     world = World(size, width, seed)
     keep_table = block_keep_table(p, width).to(DEVICE)
@@ -305,7 +300,7 @@ def test_unknown_state_passes_through(fault: str) -> None:
         world.mine, table, lengths, prompt, workspace, block_keep_table(0.9, 4).to(DEVICE), out,
         layers=LAYERS, scores=torch.rand(1, 32, device=DEVICE),
     )  # fmt: skip
-    assert out.decision.tolist() == [UNKNOWN]
+    assert out.decision.tolist() == [Decision.UNKNOWN]
     assert out.counters.tolist() == [0, 0, 0, 1]
     assert torch.equal(out.table, table)
     assert torch.equal(out.lengths, lengths)
@@ -336,4 +331,4 @@ def test_more_blocks_than_one_tile() -> None:
         assert torch.equal(out.table, encode_table(theirs.table, LAYERS))
         assert torch.equal(out.lengths, theirs.lengths.int())
         assert out.decision.tolist() == theirs.decision.tolist()
-    assert out.decision.tolist() == [REUSE]
+    assert out.decision.tolist() == [Decision.REUSE]

@@ -10,8 +10,8 @@ import torch
 from dycoke_trt.arch.siglip import VisionModel, fused_attention
 from dycoke_trt.arch.spec import PixelScale, TowerSpec
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.core.reselection import REUSE
 from dycoke_trt.cost.dims import VisionDims
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.export.checkpoint import open_checkpoint
@@ -99,7 +99,7 @@ def test_demo_model_answers_alike(demo_llm: Path) -> None:
         decisions.append([(s.decision, s.kept.tolist()) for _, s in steps])
     assert answers[0] == answers[1]
     assert decisions[0] == decisions[1]
-    assert any(decision == REUSE for decision, _ in decisions[0])
+    assert any(decision == Decision.REUSE for decision, _ in decisions[0])
     assert all(len(kept) < 70 for _, kept in decisions[0])
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from dycoke_trt.bundle.manifest import read_manifest
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.core.reselection import FULL, RESELECT, REUSE, UNKNOWN
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, make_sample
 from dycoke_trt.runtime.llm import LlmEngine
 from dycoke_trt.runtime.native.load import load_engine
@@ -31,7 +31,7 @@ from torch import Tensor
 
 COUNT, TOKENS = 8, 20
 FEW_DIFFER = 1  # of COUNT: 16-bit attention against fp32, where two tokens are nearly as likely
-DECISIONS = {"full": FULL, "reused": REUSE, "reselected": RESELECT, "unknown": UNKNOWN}
+DECISIONS = dict(zip(("full", "reused", "reselected", "unknown"), Decision, strict=True))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dycoke_trt.bundle.files import open_bundle
-from dycoke_trt.core.reselection import FULL, RESELECT, REUSE, UNKNOWN
+from dycoke_trt.core.decisions import Decision
 from dycoke_trt.engines.counters import counters_path
 from dycoke_trt.runtime import request as native
 from dycoke_trt.runtime.native.load import load_engine
@@ -57,7 +57,7 @@ _REASONS = {
     "end": FinishReason.END_ID, "length": FinishReason.LENGTH, "cancelled": FinishReason.CANCELLED,
 }  # fmt: skip
 _published: dict[int, list[int]] = {}  # decisions of every executor of the process
-_COUNTED = {"full": FULL, "reused": REUSE, "reselected": RESELECT, "unknown": UNKNOWN}
+_COUNTED = {decision.row: decision for decision in Decision}
 
 
 class Executor:
