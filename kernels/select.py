@@ -17,19 +17,75 @@ from torch import Tensor
 from ..core.decisions import Decision, GateMode
 from ..core.state import ReselectionState
 from .common import check_int32, padded, physical_block
-from .score import MOST_SPLITS, ScoreWorkspace, head_statistics, head_sum
+from .gate import NOT_PRUNABLE, RESELECT, REUSE, decide, find_record, score_blocks
+from .score import MOST_SPLITS, ScoreWorkspace
 
-# Triton sees globals only as constexpr, and those as plain numbers.
-FULL = tl.constexpr(Decision.FULL.value)
-REUSE = tl.constexpr(Decision.REUSE.value)
-RESELECT = tl.constexpr(Decision.RESELECT.value)
-UNKNOWN = tl.constexpr(Decision.UNKNOWN.value)
-GATE_FULL = tl.constexpr(GateMode.FULL.value)
-GATE_ALWAYS = tl.constexpr(GateMode.ALWAYS.value)
-GATE_ONCE = tl.constexpr(GateMode.ONCE.value)
 WARPS = 16
 COLUMNS = 64  # blocks ranked and moved at a time
-NOT_PRUNABLE = tl.constexpr(-1.0)  # scores are sums of probabilities, so never negative
+
+
+@triton.jit
+def rank_among(mine, column, ranked, begin, end, COLUMNS: tl.constexpr):
+    """How many of the prunable blocks begin <= i < end come before each block of `column`, whose
+    scores are `mine`: those of a higher score, and of an equal one the earlier."""
+    rank = tl.zeros([COLUMNS], tl.int32)
+    for start in range(begin, end, COLUMNS):
+        other = start + tl.arange(0, COLUMNS)
+        theirs = tl.load(ranked + other, mask=other < end, other=NOT_PRUNABLE)
+        ahead = (theirs[None, :] > mine[:, None]) | (
+            (theirs[None, :] == mine[:, None]) & (other[None, :] < column[:, None])
+        )
+        ahead = ahead & (theirs >= 0)[None, :]
+        rank += tl.sum(ahead.to(tl.int32), 1)
+    return rank
+
+
+@triton.jit
+def compact(
+    keys, ranked, state_keep, out, decision, used, dropped, wanted, span_first, span_last,
+    layers, capacity, max_blocks, padding, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Writes a row's table to `out`: kept blocks in logical order, then the dropped ones, then the
+    padding where it was. A new selection (the `wanted` best blocks) goes to the state."""
+    rank_end = tl.where(decision == RESELECT, span_last, span_first)
+    kept_so_far = 0
+    dropped_so_far = 0
+    for first in range(0, tl.where(padding != 0, max_blocks, used), COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        spanned = (column >= span_first) & (column < span_last)
+        mine = tl.load(ranked + column, mask=spanned, other=NOT_PRUNABLE)
+        prunable = mine >= 0
+        rank = rank_among(mine, column, ranked, span_first, rank_end, COLUMNS)
+        key_entry = tl.load(keys + column, mask=column < max_blocks, other=0)
+        value_entry = tl.load(keys + max_blocks + column, mask=column < max_blocks, other=0)
+        block = physical_block(key_entry, layers)
+        chosen = rank < wanted
+        owned = (column < used) & (block < capacity)
+        kept = tl.load(state_keep + block, mask=owned, other=1) != 0
+        kept = tl.where(decision == RESELECT, chosen, kept | (decision != REUSE))
+        tl.store(state_keep + block, chosen.to(tl.uint8), mask=prunable & (decision == RESELECT))
+        keep = (kept | ~prunable) & (column < used)
+        drop = ~keep & (column < used)
+        kept_place = kept_so_far + tl.cumsum(keep.to(tl.int32), 0) - 1
+        drop_place = used - dropped + dropped_so_far + tl.cumsum(drop.to(tl.int32), 0) - 1
+        target = tl.where(keep, kept_place, tl.where(drop, drop_place, column))
+        line = out + target
+        tl.store(line, key_entry, mask=column < max_blocks)
+        tl.store(line + max_blocks, value_entry, mask=column < max_blocks)
+        kept_so_far += tl.sum(keep.to(tl.int32), 0)
+        dropped_so_far += tl.sum(drop.to(tl.int32), 0)
+
+
+@triton.jit
+def unmark_fed_token(
+    state_visual, keys, length, prompt, decode, layers, capacity, BLOCK: tl.constexpr
+):
+    """The fed token is no visual one, whatever the block's former owner left in its slot."""
+    entry = tl.load(keys + (length - 1) // BLOCK, mask=decode, other=0)
+    block = physical_block(entry, layers)
+    marked = decode & (block < capacity) & (length > prompt)
+    fed = state_visual + block.to(tl.int64) * BLOCK + (length - 1) % BLOCK
+    tl.store(fed, tl.full([], 0, tl.uint8), mask=marked)
 
 
 @triton.jit(
@@ -56,138 +112,40 @@ def select_kernel(
     prompt = tl.load(prompt_lengths + row)
     decode = (row >= context_rows) & (length > 0)
     used = tl.where(decode, tl.cdiv(length, BLOCK), 0)
-    tail = (length - 1) // BLOCK
     keys = table + 2 * row * max_blocks
 
-    # The record of this sequence, at the block of its last prompt token.
-    prompted = decode & (prompt > 0) & (prompt <= length)
-    last = tl.load(keys + tl.maximum(prompt - 1, 0) // BLOCK, mask=prompted, other=0)
-    key = physical_block(last, layers)
-    record = state_record + key.to(tl.int64) * 4
-    # Here and below, loads do not wait for what the one before says: one program runs alone, so
-    # every load in a row costs its whole latency. What does not count is dropped afterwards.
-    inside_state = prompted & (key < capacity)
-    recorded = tl.load(record, mask=inside_state, other=0)
-    span_begin = tl.load(record + 1, mask=inside_state, other=0)
-    span_end = tl.load(record + 2, mask=inside_state, other=0)
-    first_step = tl.load(record + 3, mask=inside_state, other=1) > 0
-    known = inside_state & (recorded == prompt)
-    span_begin = tl.where(known, span_begin, 0)
-    span_end = tl.where(known, tl.minimum(span_end, length), 0)
+    record, known, first_step, span_begin, span_end = find_record(
+        state_record, keys, prompt, length, decode, layers, capacity, BLOCK
+    )
 
-    # Scores of the visual tokens, tile by tile: gate sums, block scores, the state's new scores.
     span_first = span_begin // BLOCK
     span_last = tl.where(span_end > span_begin, tl.cdiv(span_end, BLOCK), span_first)
-    if FUSED:
-        top, inverse = head_statistics(
-            maxima, sums, row, splits, decode, HEADS, HEADS_PAD, SPLITS_PAD
-        )
-    dot = tl.zeros([TILE_BLOCKS, BLOCK], tl.float32)
-    norm_now = tl.zeros([TILE_BLOCKS, BLOCK], tl.float32)
-    norm_before = tl.zeros([TILE_BLOCKS, BLOCK], tl.float32)
-    prunable_count = tl.zeros([TILE_BLOCKS], tl.int32)
-    dropped_before = tl.zeros([TILE_BLOCKS], tl.int32)
-    for first in range(span_first, span_last, TILE_BLOCKS):
-        column = first + tl.arange(0, TILE_BLOCKS)
-        slot = tl.arange(0, BLOCK)
-        here = column < span_last
-        block = physical_block(tl.load(keys + column, mask=here, other=0), layers)
-        owned = here & (block < capacity)
-        position = column[:, None] * BLOCK + slot[None, :]
-        spanned = owned[:, None] & (position >= span_begin) & (position < span_end)
-        place = block.to(tl.int64)[:, None] * BLOCK + slot[None, :]
-        visual = tl.load(state_visual + place, mask=spanned, other=0) != 0
-        before = tl.load(state_scores + place, mask=spanned & ~first_step, other=0.0)
-        kept = tl.load(state_keep + block, mask=owned, other=1) != 0
-        cached = visual & (position < length - 1)
-        if FUSED:
-            t = first * BLOCK + tl.arange(0, TILE_BLOCKS * BLOCK)
-            flat = head_sum(
-                scores, top, inverse, row, t, t < tl.minimum(span_end, length - 1),
-                max_blocks * BLOCK, HEADS, HEADS_PAD,
-            )  # fmt: skip
-            now = tl.where(cached, tl.reshape(flat, [TILE_BLOCKS, BLOCK]) / HEADS, 0.0)
-        else:
-            line = scores + row.to(tl.int64) * (max_blocks * BLOCK)
-            now = tl.load(line + position, mask=cached, other=0.0)
-        before = tl.where(visual, before, 0.0)
-        # Threads may hold copies of an element: all have read the old score before one writes.
-        tl.debug_barrier()
-        tl.store(state_scores + place, now, mask=visual)
-        dot += now * before
-        norm_now += now * now
-        norm_before += before * before
-
-        prunable = (tl.sum(visual.to(tl.int32), 1) == BLOCK) & (column < tail)
-        merged = tl.where(reduce_max != 0, tl.max(now, 1), tl.sum(now, 1))
-        # What is not a number ranks first, as in torch's descending sort.
-        merged = tl.where(merged == merged, merged, float("inf"))
-        merged = tl.where(prunable, merged, NOT_PRUNABLE)
-        tl.store(block_scores + row * max_blocks + column, merged, mask=here)
-        prunable_count += prunable.to(tl.int32)
-        dropped_before += (prunable & ~kept).to(tl.int32)
-
-    # Gate.
-    norms = tl.sqrt(tl.sum(tl.sum(norm_now, 1), 0)) * tl.sqrt(tl.sum(tl.sum(norm_before, 1), 0))
-    cosine = tl.where(norms > 0, tl.sum(tl.sum(dot, 1), 0) / tl.where(norms > 0, norms, 1.0), 0.0)
-    stable = (((cosine >= threshold) & (mode != GATE_ALWAYS)) | (mode == GATE_ONCE)) & ~first_step
-    decision = tl.where(stable, tl.where(mode == GATE_FULL, FULL, REUSE), RESELECT)
-    decision = tl.where(known, decision, UNKNOWN)
+    dot, norm_now, norm_before, prunable_count, dropped_before = score_blocks(
+        scores, maxima, sums, keys, state_scores, state_visual, state_keep, block_scores,
+        row, length, decode, first_step, span_begin, span_end, span_first, span_last,
+        layers, capacity, max_blocks, splits, reduce_max,
+        HEADS, HEADS_PAD, SPLITS_PAD, BLOCK, TILE_BLOCKS, FUSED,
+    )  # fmt: skip
+    decision, cosine = decide(dot, norm_now, norm_before, known, first_step, mode, threshold)
     prunable_total = tl.sum(prunable_count, 0)
     wanted = tl.load(keep_table + prunable_total)
     dropped = tl.where(decision == RESELECT, prunable_total - wanted, 0)
     dropped = tl.where(decision == REUSE, tl.sum(dropped_before, 0), dropped)
 
-    # Selection and compaction. The scores of all blocks are read by all threads.
+    # The scores of all blocks are read by all threads.
     tl.debug_barrier()
-    ranked = block_scores + row * max_blocks
-    rank_end = tl.where(decision == RESELECT, span_last, span_first)
-    kept_so_far = 0
-    dropped_so_far = 0
-    for first in range(0, tl.where(padding != 0, max_blocks, used), COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
-        spanned = (column >= span_first) & (column < span_last)
-        mine = tl.load(ranked + column, mask=spanned, other=NOT_PRUNABLE)
-        prunable = mine >= 0
-        rank = tl.zeros([COLUMNS], tl.int32)
-        for start in range(span_first, rank_end, COLUMNS):
-            other = start + tl.arange(0, COLUMNS)
-            theirs = tl.load(ranked + other, mask=other < rank_end, other=NOT_PRUNABLE)
-            ahead = (theirs[None, :] > mine[:, None]) | (
-                (theirs[None, :] == mine[:, None]) & (other[None, :] < column[:, None])
-            )
-            ahead = ahead & (theirs >= 0)[None, :]
-            rank += tl.sum(ahead.to(tl.int32), 1)
-        key_entry = tl.load(keys + column, mask=column < max_blocks, other=0)
-        value_entry = tl.load(keys + max_blocks + column, mask=column < max_blocks, other=0)
-        block = physical_block(key_entry, layers)
-        chosen = rank < wanted
-        owned = (column < used) & (block < capacity)
-        kept = tl.load(state_keep + block, mask=owned, other=1) != 0
-        kept = tl.where(decision == RESELECT, chosen, kept | (decision != REUSE))
-        tl.store(state_keep + block, chosen.to(tl.uint8), mask=prunable & (decision == RESELECT))
-        keep = (kept | ~prunable) & (column < used)
-        drop = ~keep & (column < used)
-        # Kept blocks in logical order, then the dropped ones, then the padding where it was.
-        kept_place = kept_so_far + tl.cumsum(keep.to(tl.int32), 0) - 1
-        drop_place = used - dropped + dropped_so_far + tl.cumsum(drop.to(tl.int32), 0) - 1
-        target = tl.where(keep, kept_place, tl.where(drop, drop_place, column))
-        line = out_table + 2 * row * max_blocks + target
-        tl.store(line, key_entry, mask=column < max_blocks)
-        tl.store(line + max_blocks, value_entry, mask=column < max_blocks)
-        kept_so_far += tl.sum(keep.to(tl.int32), 0)
-        dropped_so_far += tl.sum(drop.to(tl.int32), 0)
+    compact(
+        keys, block_scores + row * max_blocks, state_keep, out_table + 2 * row * max_blocks,
+        decision, used, dropped, wanted, span_first, span_last,
+        layers, capacity, max_blocks, padding, COLUMNS,
+    )  # fmt: skip
 
     tl.store(out_lengths + row, length - BLOCK * dropped)
     tl.store(decisions + row, decision, mask=decode)
     tl.store(similarities + row, cosine, mask=decode)
     tl.atomic_add(counters + decision, tl.full([], 1, tl.int64), mask=decode)
     tl.store(record + 3, 0, mask=known)
-    # The fed token is no visual one, whatever the block's former owner left in its slot.
-    fed_block = physical_block(tl.load(keys + tail, mask=decode, other=0), layers)
-    marked = decode & (fed_block < capacity) & (length > prompt)
-    fed = state_visual + fed_block.to(tl.int64) * BLOCK + (length - 1) % BLOCK
-    tl.store(fed, tl.full([], 0, tl.uint8), mask=marked)
+    unmark_fed_token(state_visual, keys, length, prompt, decode, layers, capacity, BLOCK)
 
 
 def select_constants(heads: int, tokens_per_block: int, *, fused: bool) -> dict[str, int]:

@@ -16,6 +16,9 @@ class TextStream:
     Byte-level BPE may split a character over tokens: incomplete UTF-8 waits for its rest. Text that
     may be the beginning of a stop word waits too; from a stop word on nothing is delivered, and
     `stopped` says so. Stop words are compared as text: the same word has many tokenisations.
+
+    Not tokenizers' DecodeStream (0.23): it has no end, so an answer that is cut within a character
+    loses it, and it does not say whether something is held back.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_words: Sequence[str] = ()) -> None:

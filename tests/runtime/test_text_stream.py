@@ -8,6 +8,7 @@ from dycoke_trt.runtime.detokenize import TextStream, TextStreams
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.decoders import DecodeStream
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,15 @@ def test_a_stop_word_may_span_tokens_and_begin_anywhere(tokenizer: Tokenizer) ->
     assert stream.flush() == ""
     with pytest.raises(DyCokeError, match="empty stop word"):
         TextStream(tokenizer, [""])
+
+
+def test_the_end_that_a_decode_stream_loses(tokenizer: Tokenizer) -> None:
+    """Why TextStream is not tokenizers' own; should this fail, look whether it can be now."""
+    ids = tokenizer.encode("a😀").ids[:-1]
+    theirs = DecodeStream(skip_special_tokens=True)
+    assert [theirs.step(tokenizer, i) for i in ids] == ["a", None, None, None]
+    assert not hasattr(theirs, "flush")
+    assert "".join(streamed(tokenizer, ids, [1] * 4)) == "a\ufffd" == tokenizer.decode(ids)
 
 
 def test_pending_says_whether_text_is_held(tokenizer: Tokenizer) -> None:
