@@ -32,6 +32,12 @@ TORCH_ONLY = {
 }
 SOURCES = [p for folder in RANK for p in sorted((ROOT / folder).rglob("*.py"))]
 
+# By name below the root: "core.pool", and "core" for its __init__.
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in SOURCES
+}
+
 
 def imports(path: Path) -> list[tuple[int, str]]:
     """(level, module) of every import statement, nested ones too."""
@@ -54,6 +60,53 @@ def test_arrows_point_one_way(path: Path) -> None:
         elif level == 0 and folder in TORCH_ONLY:
             name = module.split(".")[0]
             assert name in sys.stdlib_module_names | TORCH_ONLY[folder], f"{folder}: {name}"
+
+
+def project_imports(path: Path) -> set[str]:
+    """Modules of this project that a file imports anywhere, functions and type checks included."""
+    folder = path.relative_to(ROOT).parent.parts
+    targets = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            parts = [*folder[: len(folder) + 1 - node.level], *(node.module or "").split(".")]
+            base = ".".join(part for part in parts if part)
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                targets.add(full if full in MODULES else base)
+    return targets & MODULES.keys()
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A way from a module back to itself, empty if there is none."""
+    done: set[str] = set()
+
+    def walk(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        for target in sorted(graph[module]):
+            if back := walk(target, [*way, module]):
+                return back
+        done.add(module)
+        return []
+
+    return next((back for module in sorted(graph) if (back := walk(module, []))), [])
+
+
+def test_imports_go_in_no_circle() -> None:
+    """Not even one that an import inside a function hides until it runs."""
+    graph = {name: project_imports(path) for name, path in MODULES.items()}
+    assert circle(graph) == []
+    assert graph["runtime.scheduler"] >= {"runtime.line", "runtime.steps", "core.errors"}
+    assert "runtime.native.cuda" in graph["runtime.native.load"]  # from within a function
+
+
+def test_a_circle_is_seen() -> None:
+    graph = {"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set[str]()}
+    assert circle(graph) == []
+    assert circle(graph | {"d": {"b"}}) == ["b", "d", "b"]
+    assert circle({"a": {"a"}}) == ["a", "a"]
 
 
 def test_every_folder_is_in_the_layers() -> None:
