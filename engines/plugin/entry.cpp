@@ -20,17 +20,18 @@
 
 #define DYCOKE_EXPORT extern "C" __attribute__((visibility("default")))
 
+// Read by `dycoke build` and `dycoke doctor` from the file, which they do not load. Exported, so that
+// no linker drops what no code uses (zig's collects sections).
+#define DYCOKE_TEXT(number) #number
+#define DYCOKE_NUMBER(macro) DYCOKE_TEXT(macro)
+DYCOKE_EXPORT char const dycokePluginMark[] = "dycoke-plugin abi=" DYCOKE_NUMBER(DYCOKE_PLUGIN_ABI)
+    " tensorrt=" DYCOKE_NUMBER(NV_TENSORRT_MAJOR) ";";
+
 namespace dycoke {
 
 namespace {
 
 using nvinfer1::IPluginCreatorInterface;
-
-// Read by `dycoke build` and `dycoke doctor` from the file, which they do not load.
-#define DYCOKE_TEXT(number) #number
-#define DYCOKE_NUMBER(macro) DYCOKE_TEXT(macro)
-__attribute__((used)) char const kMark[] = "dycoke-plugin abi=" DYCOKE_NUMBER(DYCOKE_PLUGIN_ABI)
-    " tensorrt=" DYCOKE_NUMBER(NV_TENSORRT_MAJOR) ";";
 
 // getCreators promises that this array stays, and registries keep what is in it: never destroyed.
 IPluginCreatorInterface* const* creators() {
