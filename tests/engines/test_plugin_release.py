@@ -85,4 +85,4 @@ def test_a_release_needs_an_old_glibc_alone(tmp_path: Path) -> None:
         ["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True, check=True
     ).stdout
     names = {line.split()[-1] for line in listed.splitlines()}
-    assert names == {"getCreators", "setLoggerFinder", "initDycokePlugins"}
+    assert names == {"getCreators", "setLoggerFinder", "initDycokePlugins", "dycokePluginMark"}
