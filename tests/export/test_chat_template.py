@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import transformers
+import tritonclient.grpc as grpc
 from dycoke_trt.bench.make_checkpoint import CHAT_TEMPLATE as PUBLISHED
 from dycoke_trt.bundle.files import open_bundle
 from dycoke_trt.core.config import DyCokeConfig
@@ -23,8 +24,12 @@ from dycoke_trt.export.chat_template import ChatTemplate, environment, read_chat
 from dycoke_trt.export.checkpoint import Checkpoint
 from dycoke_trt.export.template import render_template
 from dycoke_trt.runtime.pipeline import Pipeline
-from dycoke_trt.runtime.preparation import Preparation
 from dycoke_trt.runtime.prompt import PromptBuilder
+from dycoke_trt.runtime.protocol import ENSEMBLE, PREPROCESSING
+from dycoke_trt.tests.triton_repo.conftest import SERVER_ENVIRONMENT
+from dycoke_trt.tests.triton_repo.streams import ask, tensor
+from dycoke_trt.triton_repo.launcher import serving
+from dycoke_trt.triton_repo.repository import write_repository
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -402,9 +407,17 @@ def test_the_published_form_through_export_server_and_ask(model: Path, tmp_path:
     wanted = transformers_ids(model, PUBLISHED, visual, manifest.visual_token_base)
     assert manifest.template.span_start == wanted.index(manifest.visual_token_base)
     assert PromptBuilder(bundle, open_bundle(bundle)).build(QUESTION, visual) == wanted
-    served = Preparation(bundle, manifest)(QUESTION.encode(), file=clip.read_bytes(), num_frames=8)
-    assert served["input_ids"].tolist() == [wanted]
     build_cpu(bundle, kv_tokens=1_024, tokens_per_block=8, max_batch=1)
     pipeline = Pipeline.from_record(bundle)
     answer = pipeline.ask(pipeline.read(clip, 8), QUESTION, max_tokens=2)
     assert answer.prompt_tokens == len(wanted)
+    repository = write_repository(bundle, tmp_path / "repository", threads=1)
+    with serving(repository, environment=SERVER_ENVIRONMENT) as server:
+        given = {"text_input": QUESTION, "video_file_input": clip.read_bytes(), "num_frames": 8}
+        tensors = [tensor(name, value) for name, value in given.items()]
+        with grpc.InferenceServerClient(server.grpc) as client:
+            prompt = client.infer(PREPROCESSING, tensors, request_id="published")
+        assert prompt.as_numpy("input_ids").tolist() == [wanted]
+        options = {"max_tokens": 2, "return_num_input_tokens": True}
+        reply = ask(server.grpc, ENSEMBLE, given | options)
+        assert (reply.text, reply.input_tokens) == (answer.text, len(wanted))
