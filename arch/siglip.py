@@ -1,4 +1,5 @@
-"""SigLIP, projector, pooling, TTM, newline: frames to visual embeddings, the one forward pass.
+"""SigLIP, projector, pooling, compression, newlines: frames to visual embeddings, the one forward
+pass.
 
 The exported graph is made from this module (export/vision.py), and the native backend runs it on a
 GPU (runtime/vision_torch.py). Shapes: B videos of F frames, F a multiple of 4; P patches and N
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, layer_norm, scaled_dot_product_attention
 
-from ..compress.ttm import survivors, take
-from .spec import PixelScale, TowerSpec
+from ..compress.base import Compressor
+from ..compress.newlines import Newline, take, with_newlines
+from .spec import PixelScale, TowerSpec, VisionSpec
 
 # (query, key, value [n, heads, P, d / heads], scale) -> [n, heads, P, d / heads]
 Attention = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -33,7 +35,7 @@ class VisionStages(NamedTuple):
     projected: Tensor  # [B*F, P, D]
     pooled: Tensor  # [B*F, N, D]
     rows: Tensor  # int64 [B, M], survivors among the F*N rows
-    visual_embeds: Tensor  # [B, M+1, D]
+    visual_embeds: Tensor  # [B, V, D]
 
     def named(self) -> dict[str, Tensor]:
         """All but the last two by the names that graphs and comparisons use, in order."""
@@ -48,33 +50,31 @@ def stage_names(layers: int) -> list[str]:
 
 
 class VisionModel(nn.Module):
-    """keep: tokens of each compared frame that TTM keeps, None without TTM.
-
-    attention: how the tower attends; `softmax_attention` is the reference and what graphs hold.
+    """attention: how the tower attends; `softmax_attention` is the reference and what graphs hold.
     Weights take no memory until they are loaded: `load_state_dict(..., assign=True)`.
     """
 
     def __init__(
         self,
-        tower: TowerSpec,
-        hidden: int,
-        scale: PixelScale,
-        keep: int | None,
+        spec: VisionSpec,
         dtype: torch.dtype,
         *,
         attention: Attention | None = None,
     ) -> None:
         super().__init__()
-        self.keep, self.dtype = keep, dtype
+        tower, hidden, scale = spec.tower, spec.hidden, spec.scale
+        self.spec, self.dtype = spec, dtype
         self.pixels = Pixels(tower, scale, dtype)
         self.tower = Tower(tower, dtype, attention or softmax_attention)
         self.projector = Projector(tower.dims.hidden, hidden, dtype)
         self.pooling = Pooling(tower.dims.patches_per_side, dtype)
-        self.ttm = None if keep is None else Ttm(keep)
-        self.image_newline = weight(hidden, dtype=dtype)
+        self.compress = Compress(spec.compressor)
+        self.newlines = Newlines(spec.newline, spec.compressor.kept, tower.dims.tokens_per_frame)
+        if spec.newline != "no_token":
+            self.image_newline = weight(hidden, dtype=dtype)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """uint8 [B, F, 3, S, S] -> [B, M+1, D]."""
+        """uint8 [B, F, 3, S, S] -> [B, V, D]."""
         return self.stages(frames).visual_embeds
 
     def stages(self, frames: Tensor) -> VisionStages:
@@ -91,15 +91,15 @@ class VisionModel(nn.Module):
         return pooled
 
     def join(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, F, N, D] -> (surviving rows [B, M], the survivors and the newline [B, M+1, D])."""
-        videos, frames, tokens, hidden = features.shape
-        if self.ttm is None:
-            rows = torch.arange(frames * tokens, device=features.device).expand(videos, -1)
-            merged = features.flatten(1, 2)
-        else:
-            rows, merged = self.ttm(features)
-        newline = self.image_newline.expand(videos, 1, hidden)
-        return rows, torch.cat([merged, newline], dim=1)
+        """[B, F, N, D] -> (surviving rows [B, M], the survivors and newlines [B, V, D])."""
+        rows: Tensor = self.compress(features)
+        return rows, self.arrange(features, rows)
+
+    def arrange(self, features: Tensor, rows: Tensor) -> Tensor:
+        """The rows [B, M] of [B, F, N, D], with newlines in their places: [B, V, D]."""
+        newline = self.image_newline if self.spec.newline != "no_token" else None
+        arranged: Tensor = self.newlines(features, rows, newline)
+        return arranged
 
 
 class Pixels(nn.Module):
@@ -207,16 +207,33 @@ class Pooling(nn.Module):
         return (self.matrix @ (x.float() * 2)).to(self.dtype)
 
 
-class Ttm(nn.Module):
-    """[B, F, N, D] -> (surviving rows [B, M], the survivors [B, M, D])."""
+class Compress(nn.Module):
+    """[B, F, N, D] -> surviving rows [B, M]."""
 
-    def __init__(self, keep: int) -> None:
+    def __init__(self, compressor: Compressor) -> None:
         super().__init__()
-        self.keep = keep
+        self.compressor = compressor
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        rows = survivors(features, self.keep)
-        return rows, take(features, rows)
+    def forward(self, features: Tensor) -> Tensor:
+        return self.compressor.survivors(features)
+
+
+class Newlines(nn.Module):
+    """[B, F, N, D], surviving rows [B, M], the newline [D] -> [B, V, D]."""
+
+    def __init__(self, newline: Newline, kept: tuple[int, ...], tokens: int) -> None:
+        super().__init__()
+        self.newline, self.kept, self.tokens = newline, kept, tokens
+
+    def forward(self, features: Tensor, rows: Tensor, newline: Tensor | None) -> Tensor:
+        if newline is not None and self.newline != "one_token":
+            rows = with_newlines(rows, self.newline, self.kept, self.tokens)
+            return take(features, rows, newline)
+        whole = sum(self.kept) == self.tokens * len(self.kept)
+        taken = features.flatten(1, 2) if whole else take(features, rows, None)
+        if newline is None:
+            return taken
+        return torch.cat([taken, newline.expand(rows.shape[0], 1, -1)], dim=1)
 
 
 class Linear(nn.Module):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..compress.base import Compressor
+from ..compress.newlines import Newline
 from ..cost.dims import LlmDims, VisionDims
 
 
@@ -37,6 +39,18 @@ class TowerSpec:
 
 
 @dataclass(frozen=True)
+class VisionSpec:
+    """The vision step: frames to visual embeddings of width `hidden`. Hashable: graphs are kept by
+    it."""
+
+    tower: TowerSpec
+    hidden: int
+    scale: PixelScale
+    compressor: Compressor
+    newline: Newline
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """Qwen2: dimensions (vocab: the padded rows of the embedding) and what its math needs."""
 
@@ -46,3 +60,16 @@ class DecoderSpec:
     max_positions: int
     eos_ids: tuple[int, ...]
     pad_id: int | None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model: what a checkpoint's configuration says, whatever its format.
+
+    family: of arch/registry.py. tower: None for a bare language model.
+    """
+
+    family: str
+    llm: DecoderSpec
+    vision: TowerSpec | None
+    newline: Newline = "one_token"

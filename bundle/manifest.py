@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
-from ..arch.spec import PixelScale, TowerSpec
-from ..compress.ttm import kept_of_compared
+from ..arch.registry import families
+from ..arch.spec import PixelScale, TowerSpec, VisionSpec
+from ..compress.base import compressor_of, visual_tokens
+from ..compress.newlines import Newline
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
-from ..core.ttm import visual_tokens
 from ..cost.dims import VisionDims
 from .paths import MANIFEST
 
@@ -62,6 +63,7 @@ class Vision(_Strict):
 
     image_size: int = Field(gt=0)
     tower: Tower | None = None
+    newline: Newline = "one_token"
     tokens_per_frame: int = Field(gt=0)
     dtype: Literal["float32", "float16", "bfloat16"]
     frames_multiple: Literal[4] = 4
@@ -107,7 +109,7 @@ class Manifest(_Strict):
     """bundle.json. `visual_token_base`: ids from here on are visual tokens (the padded vocab)."""
 
     schema_version: Literal[1] = 1
-    arch: Literal["llava-onevision-qwen2"] = "llava-onevision-qwen2"
+    arch: str = "llava-onevision-qwen2"
     exporter: str
     source: Source
     dycoke: dict[str, Any]
@@ -118,6 +120,13 @@ class Manifest(_Strict):
     end_ids: list[int] = Field(min_length=1)
     pad_id: int
     parts: dict[str, Part]
+
+    @field_validator("arch")
+    @classmethod
+    def _known_family(cls, value: str) -> str:
+        if value not in families():
+            raise ValueError(f"{value!r} is not known; allowed: {', '.join(families())}")
+        return value
 
     @field_validator("dycoke")
     @classmethod
@@ -159,13 +168,16 @@ class Manifest(_Strict):
         """The vision step as a module without its weights; raises what `tower` raises."""
         from ..arch.siglip import VisionModel
 
-        spec, scale = self.tower()
-        keep = kept_of_compared(self.config, self.vision.tokens_per_frame)
-        dtype = getattr(torch, self.vision.dtype)
-        return VisionModel(spec, self.llm.hidden, scale, keep, dtype, attention=attention)
+        tower, scale = self.tower()
+        compressor = compressor_of(self.config, self.vision.tokens_per_frame)
+        spec = VisionSpec(tower, self.llm.hidden, scale, compressor, self.vision.newline)
+        return VisionModel(spec, getattr(torch, self.vision.dtype), attention=attention)
 
     def visual_tokens(self, frames: int) -> int:
-        """V = M + 1 of a video of `frames` frames. Raises DyCokeError naming valid counts."""
+        """V of a video of `frames` frames, newlines included.
+
+        Raises DyCokeError naming valid counts.
+        """
         step, most = self.vision.frames_multiple, self.vision.max_frames
         if frames < step or frames > most or frames % step:
             nearest = min(max(step, round(frames / step) * step), most // step * step)
@@ -173,8 +185,8 @@ class Manifest(_Strict):
                 f"{frames} frames are not allowed; allowed: multiples of {step} from {step} to "
                 f"{most}; the nearest is {nearest}"
             )
-        config = self.config
-        return visual_tokens(frames, self.vision.tokens_per_frame, config.k, config.ttm)
+        vision = self.vision
+        return visual_tokens(frames, vision.tokens_per_frame, self.config, vision.newline)
 
 
 def read_manifest(bundle: Path) -> Manifest:

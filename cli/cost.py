@@ -37,7 +37,6 @@ def flops(
 ) -> None:
     """FLOPs of a video without and with compression: the paper's Eq. 8, and the true count."""
     from ..core.errors import DyCokeError
-    from ..core.ttm import visual_tokens
     from ..cost import flops as count
     from ..cost.dims import preset
 
@@ -53,7 +52,7 @@ def flops(
     result["retained_ratio"] = count.retained_ratio(config.k, config.p)
     for name, rate_k, rate_p in (("full", 0.0, 0.0), ("dycoke", config.k, config.p)):
         paper = count.paper_video_flops(dims.llm, frames, rate_k, rate_p, steps, per_frame)
-        visual = visual_tokens(frames, per_frame, rate_k)
+        visual = dims.visual_tokens(frames, config.with_changes(k=rate_k))
         result[name] = {
             "visual_tokens": visual,
             "paper_prefill_tflops": paper.prefill / 1e12,

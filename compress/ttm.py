@@ -6,46 +6,54 @@ obvious; here, window by window with a dynamic number of frames.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from ..core.ttm import similarity_steps, tokens_kept_per_frame
+from .base import Compressor, register
+from .keep_all import KeepAll
 
 _INDEX_BITS = 10  # beside the 21 bits of a grid similarity in an int32; below TopK's limit too
 
 
-def kept_of_compared(config: DyCokeConfig, tokens: int) -> int | None:
-    """Tokens of each compared frame that survive, None where nothing is compared.
+@dataclass(frozen=True)
+class Ttm:
+    """tokens: of a frame. k: the share of each compared frame that goes, 0 <= k < 1."""
 
-    Raises DyCokeError for modes that exist frame by frame only.
-    """
-    if config.ttm not in ("paper", "off"):
-        raise DyCokeError(
-            f"ttm={config.ttm!r} cannot be exported; allowed: paper, off (reference and random "
-            "exist in the native oracle only)"
-        )
-    keep = tokens_kept_per_frame(tokens, config.k) if config.ttm == "paper" else tokens
-    return keep if keep < tokens else None
+    tokens: int
+    k: float
+
+    @property
+    def keep(self) -> int:
+        """Tokens of each compared frame that stay."""
+        return tokens_kept_per_frame(self.tokens, self.k)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        return (self.tokens, self.keep, self.keep, self.keep)
+
+    def survivors(self, features: Tensor) -> Tensor:
+        """Raises DyCokeError for more than 1024 tokens per frame."""
+        videos, frames, tokens, width = features.shape
+        windows = features.reshape(videos, frames // 4, 4, tokens, width)
+        start = torch.arange(frames // 4, device=features.device)[:, None] * (4 * tokens)
+        whole = start + torch.arange(tokens, device=features.device)  # f0 of each window
+        rows = whole.expand(videos, -1, -1)
+        if self.keep:
+            compared = torch.arange(1, 4, device=features.device)[:, None] * tokens  # f1, f2, f3
+            kept = (least_similar(windows, self.keep) + compared).flatten(2) + start
+            rows = torch.cat([rows, kept], dim=2)
+        return rows.flatten(1)
 
 
-def survivors(features: Tensor, keep: int) -> Tensor:
-    """Rows that survive of each video: int64 [B, M] into its F*N rows, in spatial order.
-
-    features: [B, F, N, D], F a multiple of 4. keep: tokens of each compared frame that survive,
-    0 <= keep <= N. Raises DyCokeError for more than 1024 tokens per frame.
-    """
-    videos, frames, tokens, width = features.shape
-    windows = features.reshape(videos, frames // 4, 4, tokens, width)
-    start = torch.arange(frames // 4, device=features.device)[:, None] * (4 * tokens)
-    whole = start + torch.arange(tokens, device=features.device)  # f0 of each window
-    rows = whole.expand(videos, -1, -1)
-    if keep:
-        compared = torch.arange(1, 4, device=features.device)[:, None] * tokens  # f1, f2, f3
-        kept = (least_similar(windows, keep) + compared).flatten(2) + start
-        rows = torch.cat([rows, kept], dim=2)
-    return rows.flatten(1)
+@register("paper")
+def ttm(config: DyCokeConfig, tokens: int) -> Compressor:
+    method = Ttm(tokens, config.k)
+    return method if method.keep < tokens else KeepAll(tokens)
 
 
 def least_similar(windows: Tensor, keep: int) -> Tensor:
@@ -69,11 +77,3 @@ def least_similar(windows: Tensor, keep: int) -> Tensor:
     kept = key.topk(keep, dim=-1, largest=False, sorted=True).indices
     in_order = kept.to(torch.int32).topk(keep, dim=-1, largest=False, sorted=True).values
     return in_order.to(torch.int64)
-
-
-def take(features: Tensor, rows: Tensor) -> Tensor:
-    """The rows [B, M] of [B, F, N, D], as [B, M, D]."""
-    videos, frames, tokens, width = features.shape
-    start = torch.arange(videos, device=rows.device)[:, None] * (frames * tokens)
-    taken = features.flatten(0, 2).index_select(0, (rows + start).flatten())
-    return taken.view(videos, rows.shape[1], width)

@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 from .decisions import GateMode
 from .errors import DyCokeError
 
-TtmMode = Literal["paper", "reference", "random", "off"]
 Granularity = Literal["block", "token"]
 BlockReduce = Literal["sum", "max"]
 
+# What `ttm` may be: the modes of core/ttm.py, and what compress/ registers.
+TTM_MODES = ["paper", "reference", "random", "off"]
 _AUTHORS_NAMES = {"dycoke_k": "k", "dycoke_l": "l", "dycoke_p": "p"}
 _AUTHORS_LAYOUT = ("dycoke_num_tokens_per_frame", "image_token_start_index")
 
@@ -26,7 +27,8 @@ class DyCokeConfig:
     k: TTM pruning rate K, 0 <= k < 1: the share of each comparable frame that TTM drops.
     l: attention evaluation layer L, an integer >= 0: layers >= l attend to the reduced set.
     p: KV pruning rate P, 0 <= p < 1: the share of visual tokens (or blocks) left out in decoding.
-    ttm: which temporal merging: the paper's, the authors' released code's, random, or none.
+    ttm: which temporal merging: the paper's, the authors' released code's, random, or none (`off`);
+        or another method of compress/.
     gate: what a decode step does while its scores resemble the previous step's: `reuse` the
         selection (paper), attend to the `full` cache (released code), `always` reselect, or keep
         the first selection for good (`once`).
@@ -42,7 +44,7 @@ class DyCokeConfig:
     k: float = 0.7
     l: int = 3
     p: float = 0.7
-    ttm: TtmMode = "paper"
+    ttm: str = "paper"
     gate: str = GateMode.REUSE.label
     gate_threshold: float = 0.9
     granularity: Granularity = "block"
@@ -55,7 +57,7 @@ class DyCokeConfig:
         object.__setattr__(self, "gate_threshold", _number("gate_threshold", self.gate_threshold))
         _integer("l", self.l, upper=None)
         _integer("seed", self.seed, upper=2**63 - 1)
-        _choice("ttm", self.ttm, get_args(TtmMode))
+        _choice("ttm", self.ttm, tuple(TTM_MODES))
         _choice("gate", self.gate, tuple(mode.label for mode in GateMode))
         _choice("granularity", self.granularity, get_args(Granularity))
         _choice("block_reduce", self.block_reduce, get_args(BlockReduce))

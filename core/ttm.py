@@ -16,14 +16,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .config import TtmMode
 from .errors import DyCokeError
 
 SIMILARITY_GRID = 2.0**-20
 
 
 def ttm_select(
-    features: Tensor, k: float, mode: TtmMode = "paper", *, seed: int = 0
+    features: Tensor, k: float, mode: str = "paper", *, seed: int = 0
 ) -> torch.LongTensor:
     """Indices of the surviving tokens, in output order.
 
@@ -64,12 +63,12 @@ def ttm_select(
     return torch.cat(parts)  # type: ignore[return-value]
 
 
-def ttm_merge(features: Tensor, k: float, mode: TtmMode = "paper", *, seed: int = 0) -> Tensor:
+def ttm_merge(features: Tensor, k: float, mode: str = "paper", *, seed: int = 0) -> Tensor:
     """The surviving rows of `features` as [M, D]; arguments and errors of `ttm_select`."""
     return features.flatten(0, 1)[ttm_select(features, k, mode, seed=seed)]
 
 
-def ttm_count(frames: int, tokens_per_frame: int, k: float, mode: TtmMode = "paper") -> int:
+def ttm_count(frames: int, tokens_per_frame: int, k: float, mode: str = "paper") -> int:
     """M, the number of survivors, known before any feature exists: the prompt length needs it.
 
     paper: F//4 * (N + 3*n_keep) + (N + (r-1)*n_keep if r = F % 4 else 0).
@@ -82,11 +81,6 @@ def ttm_count(frames: int, tokens_per_frame: int, k: float, mode: TtmMode = "pap
         )
     n_keep = tokens_kept_per_frame(tokens_per_frame, k)
     return sum(tokens_per_frame if a is None else n_keep for a in anchors(frames, mode))
-
-
-def visual_tokens(frames: int, tokens_per_frame: int, k: float, mode: TtmMode = "paper") -> int:
-    """V, the length of the visual span: the survivors and the image_newline behind them."""
-    return ttm_count(frames, tokens_per_frame, k, mode) + 1
 
 
 def tokens_kept_per_frame(tokens_per_frame: int, k: float) -> int:
@@ -110,7 +104,7 @@ def similarity_steps(a: Tensor, b: Tensor) -> Tensor:
     return torch.round(cosine / SIMILARITY_GRID)
 
 
-def anchors(frames: int, mode: TtmMode) -> Sequence[int | None]:
+def anchors(frames: int, mode: str) -> Sequence[int | None]:
     """For each output frame, the frame that it is compared with; None keeps it whole.
 
     The list is shorter than `frames` where the released code drops the last frame (F odd).

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..compress.base import visual_tokens
+from ..compress.newlines import Newline
+from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 
 
@@ -78,6 +81,11 @@ class ModelDims:
     name: str
     llm: LlmDims
     vision: VisionDims = VisionDims()
+    newline: Newline = "one_token"
+
+    def visual_tokens(self, frames: int, config: DyCokeConfig) -> int:
+        """V of a video, newlines included."""
+        return visual_tokens(frames, self.vision.tokens_per_frame, config, self.newline)
 
     @property
     def projector_weights(self) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..compress.base import survivor_count
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from ..core.reselection import blocks_kept, tokens_kept
-from ..core.ttm import ttm_count, visual_tokens
 from .dims import ModelDims
 from .flops import true_decode_flops, true_prefill_flops, true_vision_flops
 from .gpus import Gpu
@@ -106,8 +106,8 @@ def floors(
     v, llm = model.vision, model.llm
     frames, batch = workload.frames, workload.batch
     raw = frames * v.tokens_per_frame
-    merged = ttm_count(frames, v.tokens_per_frame, config.k, config.ttm)
-    visual = visual_tokens(frames, v.tokens_per_frame, config.k, config.ttm)
+    merged = survivor_count(frames, v.tokens_per_frame, config)
+    visual = model.visual_tokens(frames, config)
     attended = attended_visual_tokens(visual, config, workload)
     prompt = visual + workload.text
     context = prompt + workload.generated
@@ -173,8 +173,8 @@ def prompt_tables(
         raise DyCokeError(
             f"max_batch={slots} is not allowed; allowed: at least batch={workload.batch}"
         )
-    merged = ttm_count(workload.frames, model.vision.tokens_per_frame, config.k, config.ttm)
-    table = (merged + 1) * model.llm.hidden * ELEMENT_BYTES
+    visual = model.visual_tokens(workload.frames, config)
+    table = visual * model.llm.hidden * ELEMENT_BYTES
     moved = prompt_table_traffic(table, slots=slots, live=workload.batch)
     return Floor("prompt tables", moved, 0.0, moved / gpu.bandwidth, "bandwidth")
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
-from ..core.ttm import visual_tokens
-from ..cost.dims import LlmDims, VisionDims
+from ..cost.dims import LlmDims, ModelDims
 from ..cost.floors import prompt_table_traffic
 from .plugin_interfaces import V3, check_interface
 from .targets import Target
@@ -35,22 +34,28 @@ BLOCKS = (16, 32, 64, 128)  # tokens per KV block of TensorRT-LLM's fast decode 
 class Model:
     """What a plan needs to know of a model. element: bytes of a weight and of a cached K or V."""
 
-    name: str
-    llm: LlmDims
+    dims: ModelDims
     vision_weights: int  # bytes of the vision graph's weights
-    tokens_per_frame: int
     max_frames: int
     max_positions: int
     element: int
     tp: int
     config: DyCokeConfig
 
+    @property
+    def name(self) -> str:
+        return self.dims.name
+
+    @property
+    def llm(self) -> LlmDims:
+        return self.dims.llm
+
     def visual_tokens(self, frames: int, k: float | None = None) -> int:
         """V of a video; k: another pruning rate than the model's, 0 is no merging at all."""
-        rate = self.config.k if k is None else k
-        if rate == 0:
-            return frames * self.tokens_per_frame + 1
-        return visual_tokens(frames, self.tokens_per_frame, rate, self.config.ttm)
+        if k == 0:
+            return self.dims.visual_tokens(frames, DyCokeConfig.off())
+        config = self.config if k is None else self.config.with_changes(k=k)
+        return self.dims.visual_tokens(frames, config)
 
 
 @dataclass(frozen=True)
@@ -225,13 +230,13 @@ def _most_sequences(model: Model, profile: str) -> int:
 
 def _activations(model: Model, packed: int, batch: int) -> int:
     """An estimate: live tensors of one LLM layer and of one vision layer, logits."""
-    llm, vision = model.llm, VisionDims()
+    llm, vision = model.llm, model.dims.vision
     width = 4 * llm.hidden + (2 * llm.heads * llm.head_dim + 2 * llm.intermediate) // model.tp
     step = packed * width * model.element
     logits = 3 * batch * llm.vocab * 4  # fp32, and what sampling copies
-    patches = model.max_frames * 4 * model.tokens_per_frame  # pooling by two in both directions
+    patches = model.max_frames * vision.patches
     tower = patches * (4 * vision.hidden + vision.intermediate) * model.element
-    features = model.max_frames * model.tokens_per_frame * llm.hidden * (4 + model.element)
+    features = model.max_frames * vision.tokens_per_frame * llm.hidden * (4 + model.element)
     return step + logits + tower + features
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from ..bundle.files import open_bundle
+from ..bundle.manifest import Manifest
 from ..bundle.paths import VISION_FILES
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
-from ..cost.dims import PRESETS, LlmDims, ModelDims, preset
+from ..cost.dims import PRESETS, LlmDims, ModelDims, VisionDims, preset
 from .build_plan import Model
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -35,16 +37,21 @@ def model_of_bundle(bundle: Path) -> Model:
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise DyCokeError(f"{path}: not readable ({error!r}); export again") from None
     return Model(
-        name=bundle.name,
-        llm=dims,
+        dims=ModelDims(bundle.name, dims, _vision_dims(manifest), manifest.vision.newline),
         vision_weights=sum(manifest.parts[n].size for n in VISION_FILES if n in manifest.parts),
-        tokens_per_frame=manifest.vision.tokens_per_frame,
         max_frames=manifest.vision.max_frames,
         max_positions=manifest.llm.max_positions,
         element=ELEMENT_BYTES[manifest.llm.dtype],
         tp=manifest.llm.tp,
         config=manifest.config,
     )
+
+
+def _vision_dims(manifest: Manifest) -> VisionDims:
+    """The tower's; where a bundle of 0.1.0 does not say them, so400m's widths on its patches."""
+    if manifest.vision.tower is None:
+        return VisionDims(patches_per_side=2 * math.isqrt(manifest.vision.tokens_per_frame))
+    return manifest.tower()[0].dims
 
 
 def model_of_preset(name: str, *, tp: int, max_frames: int, config: DyCokeConfig) -> Model:
@@ -56,10 +63,8 @@ def model_of_preset(name: str, *, tp: int, max_frames: int, config: DyCokeConfig
             f"an FFN of {dims.llm.intermediate}"
         )
     return Model(
-        name=name,
-        llm=dims.llm,
+        dims=dims,
         vision_weights=2 * dims.vision_weights,
-        tokens_per_frame=dims.vision.tokens_per_frame,
         max_frames=max_frames,
         max_positions=PRESET_POSITIONS,
         element=2,

@@ -70,10 +70,12 @@ def _manifest(parts: ExportedParts, work: Path, max_frames: int) -> Manifest:
         {
             "exporter": f"dycoke-trt {version('dycoke-trt')}",
             "source": {"format": parts.source_kind, "revision": parts.source_revision},
+            "arch": parts.family,
             "dycoke": parts.config.to_dict(),
             "vision": {
                 "image_size": parts.image_size,
                 "tower": Tower.of(parts.tower, vision.pixel_scale),
+                "newline": parts.newline,
                 "tokens_per_frame": vision.tokens_per_frame,
                 "dtype": dtype,
                 "max_frames": max_frames,

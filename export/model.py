@@ -9,8 +9,9 @@ from ..arch.spec import PixelScale, TowerSpec
 from ..bundle.files import atomic_directory
 from ..bundle.manifest import Template
 from ..bundle.paths import LLM, TOKENIZER, VISION_GRAPH
+from ..compress.base import visual_tokens
+from ..compress.newlines import Newline
 from ..core.config import DyCokeConfig
-from ..core.ttm import visual_tokens
 from ..cost.dims import LlmDims
 from .chat_template import read_chat_template
 from .checkpoint import Checkpoint
@@ -26,6 +27,7 @@ class ExportedParts:
     """What `export_parts` wrote, and what a manifest needs to know of it.
 
     files: paths relative to the directory, with forward slashes, sorted.
+    family, newline: of arch/registry.py, and its layout of visual tokens.
     vision, tower, image_size, pixel_scale: None for a bare LLM.
     visual_token_base: first id of a visual token: the padded rows of the embedding.
     eos_ids, pad_id: as the checkpoint gives them; pad_id falls back to the first eos id.
@@ -33,6 +35,8 @@ class ExportedParts:
     """
 
     files: tuple[str, ...]
+    family: str
+    newline: Newline
     source_kind: str
     source_revision: str
     config: DyCokeConfig
@@ -50,11 +54,11 @@ class ExportedParts:
     template: Template | None
 
     def visual_tokens(self, frames: int) -> int:
-        """M + 1 for `frames` frames: TTM's survivors and the image_newline."""
+        """V for `frames` frames: survivors and newlines."""
         if self.vision is None:
             raise ValueError("a bare LLM has no visual tokens")
         tokens = self.vision.tokens_per_frame
-        return visual_tokens(frames, tokens, self.config.k, self.config.ttm)
+        return visual_tokens(frames, tokens, self.config, self.newline)
 
 
 def export_parts(
@@ -96,6 +100,8 @@ def export_parts(
     tower, llm = checkpoint.vision, checkpoint.llm
     return ExportedParts(
         files=tuple(sorted(files)),
+        family=checkpoint.config.family,
+        newline=checkpoint.config.newline,
         source_kind=checkpoint.kind,
         source_revision=checkpoint.revision,
         config=config,

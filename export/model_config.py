@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..arch.spec import DecoderSpec, TowerSpec
+from ..arch.registry import family_of, is_llava_next
+from ..arch.spec import DecoderSpec, ModelSpec, TowerSpec
+from ..compress.newlines import Newline
 from ..core.errors import DyCokeError
 from ..cost.dims import LlmDims, VisionDims
 from .config_reader import ConfigReader
@@ -55,10 +57,10 @@ _FIXED = {"attention_bias": True, "qkv_bias": True, "mlp_bias": False, "use_qk_n
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    kind: SourceKind
-    llm: DecoderSpec
-    vision: TowerSpec | None
+class ModelConfig(ModelSpec):
+    """What the model is, and the format that its checkpoint is in."""
+
+    kind: SourceKind = "hf"
 
 
 def parse_config(
@@ -94,13 +96,18 @@ def parse_config(
         defaults = {**_SO400M, "num_hidden_layers": 26} if absent else _SIGLIP
         layer = config.get("vision_feature_layer", -1)
         return ModelConfig(
-            "hf",
+            family_of(config, where).name,
             reader.llm(text, merged, generation, tied),
             reader.vision(vision, {**_SIGLIP, **defaults}, layer),
         )
     tied = bool(config.get("tie_word_embeddings"))
-    if "mm_vision_tower" in config or "mm_hidden_size" in config:
-        reader.llava_next(config)
+    if is_llava_next(config):
+        family = family_of(config, where)
+        try:
+            newline = family.newline(config)
+        except DyCokeError as error:
+            raise DyCokeError(f"{where}: {error}") from None
+        reader.llava_next(config, newline)
         if tower is None and config.get("mm_hidden_size", 1152) != 1152:
             raise DyCokeError(
                 f"{where}: mm_hidden_size={config['mm_hidden_size']} is not SigLIP-so400m's 1152; "
@@ -109,13 +116,14 @@ def parse_config(
         tower = (tower or {}).get("vision_config", tower) or _SO400M
         # The released code deletes the tower's last layer, then takes what the others give.
         vision_config = reader.vision(tower, _SIGLIP, -2)
-        return ModelConfig("lmms", reader.llm(config, config, generation, tied), vision_config)
+        llm = reader.llm(config, config, generation, tied)
+        return ModelConfig(family.name, llm, vision_config, newline, "lmms")
     if kind == "qwen2":
-        return ModelConfig("qwen2", reader.llm(config, config, generation, tied), None)
-    raise DyCokeError(
-        f"{where}: model_type={kind!r} is not a LLaVA-OneVision checkpoint; supported: "
-        "llava_onevision (Hugging Face), llava with mm_vision_tower (LLaVA-NeXT), qwen2 (LLM only)"
-    )
+        return ModelConfig(
+            "qwen2", reader.llm(config, config, generation, tied), None, kind="qwen2"
+        )
+    family_of(config, where)  # raises
+    raise AssertionError(f"{where}: a family without a reader")
 
 
 class _Reader(ConfigReader):
@@ -208,16 +216,17 @@ class _Reader(ConfigReader):
             tanh_gelu=activation == "gelu_pytorch_tanh",
         )
 
-    def llava_next(self, config: Mapping[str, Any]) -> None:
-        """Refuses LLaVA-NeXT settings whose video path is not OneVision's."""
+    def llava_next(self, config: Mapping[str, Any], newline: Newline) -> None:
+        """Refuses LLaVA-NeXT settings whose video path is another one."""
         if config.get("model_type") not in ("llava", "llava_qwen", "qwen2"):
             raise self.refusal(f"model_type={config.get('model_type')!r}", "llava, llava_qwen")
         self.equals(config, "mm_projector_type", "mlp2x_gelu", default="linear")
         self.equals(config, "mm_spatial_pool_mode", "bilinear", default=None)
-        self.equals(config, "mm_newline_position", "one_token", default="one_token")
         self.equals(config, "add_faster_video", False, default=False)
         merge = config.get("mm_patch_merge_type", "flat")
-        if not str(merge).startswith("spatial") or "unpad" not in str(merge):
+        # Elsewhere no newline stands behind a video of one_token.
+        unpad = newline != "one_token" or "unpad" in str(merge)
+        if not str(merge).startswith("spatial") or not unpad:
             raise self.refusal(f"mm_patch_merge_type={merge!r}", "spatial_unpad")
         resampler = config.get("mm_resampler_type")
         if resampler not in (None, "spatial_pool"):

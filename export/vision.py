@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ..arch.siglip import VisionModel, stage_names
-from ..arch.spec import PixelScale
+from ..arch.spec import PixelScale, VisionSpec
 from ..bundle.atomic import atomic_bytes
 from ..bundle.paths import VISION_WEIGHTS
-from ..compress.ttm import kept_of_compared
+from ..compress.base import compressor_of
+from ..compress.newlines import newline_count
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from .checkpoint import Checkpoint
@@ -33,14 +34,14 @@ class VisionExport:
     """What was written.
 
     files: names in the directory, the model first. dtype: of the output and of the weights.
-    tokens_per_frame: N. n_keep: tokens kept of a compared frame, None where TTM drops nothing.
+    tokens_per_frame: N. kept: tokens that stay of each frame of a window.
     layer_outputs: values of the graph for a layer-by-layer comparison, in order.
     """
 
     files: tuple[str, ...]
     dtype: DTypeName
     tokens_per_frame: int
-    n_keep: int | None
+    kept: tuple[int, ...]
     layer_outputs: tuple[str, ...]
     pixel_scale: PixelScale
 
@@ -56,7 +57,7 @@ def export_vision(
     """Writes the graph `path` and, beside it, the weights that it refers to.
 
     Input `frames`: uint8 [B,F,3,H,W], resized, F a multiple of 4. Output `visual_embeds`:
-    `dtype` [B,M+1,D]; M = ttm_count(F, N, k, ttm). kept_rows adds the output `kept_rows`,
+    `dtype` [B,V,D]; V = compress.base.visual_tokens. kept_rows adds the output `kept_rows`,
     int64 [B,M]: the survivors' indices into the F*N rows.
     Raises DyCokeError for a checkpoint without vision tower, ttm reference or random, and weights
     that fp16 cannot hold.
@@ -65,34 +66,38 @@ def export_vision(
     if tower is None:
         raise DyCokeError(f"{checkpoint.directory}: a bare LLM has no vision tower to export")
     tokens = tower.dims.tokens_per_frame
-    n_keep = kept_of_compared(config, tokens)
+    compressor = compressor_of(config, tokens)
     # LLaVA-NeXT's code has SigLIP's scale built in, whatever files lie there.
     scale = PixelScale()
     if checkpoint.kind == "hf":
         scale = read_pixel_scale(checkpoint.directory, tower.image_size, tower.dims.patches)
-    spec = (tower, checkpoint.llm.dims.hidden, scale, n_keep, TORCH_DTYPES[dtype])
+    newline_count(checkpoint.config.newline, 4, tokens)  # refuses a layout that does not fit
+    spec = VisionSpec(
+        tower, checkpoint.llm.dims.hidden, scale, compressor, checkpoint.config.newline
+    )
+    kind = TORCH_DTYPES[dtype]
     layer_outputs = stage_names(tower.dims.layers)
     weights = path.with_name(VISION_WEIGHTS)
     try:
-        write_safetensors(weights, weight_plans(checkpoint, VisionModel(*spec)))
+        write_safetensors(weights, weight_plans(checkpoint, VisionModel(spec, kind)))
         props = {
             "dycoke": config.to_json(),
             "source_revision": checkpoint.revision,
             "source_kind": checkpoint.kind,
             "dtype": dtype,
             "tokens_per_frame": str(tokens),
-            "n_keep": str(tokens if n_keep is None else n_keep),
+            "kept": json.dumps(compressor.kept),
             "layer_outputs": json.dumps(layer_outputs),
         }
         graph = finish_graph(
-            trace_graph(*spec), SafetensorsFile(weights), props, kept_rows=kept_rows
+            trace_graph(spec, kind), SafetensorsFile(weights), props, kept_rows=kept_rows
         )
         atomic_bytes(path, graph)
     except BaseException:
         weights.unlink(missing_ok=True)
         raise
     return VisionExport(
-        (path.name, weights.name), dtype, tokens, n_keep, tuple(layer_outputs), scale
+        (path.name, weights.name), dtype, tokens, compressor.kept, tuple(layer_outputs), scale
     )
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..arch.siglip import VisionModel, stage_names
-from ..arch.spec import PixelScale, TowerSpec
+from ..arch.spec import VisionSpec
 from ..bundle.atomic import atomic_bytes
 from ..bundle.paths import VISION_WEIGHTS
 from .safetensors_file import SafetensorsFile
@@ -34,7 +34,7 @@ IR_VERSION = 9  # the one of opset 20
 INPUT, OUTPUT, ROWS = "frames", "visual_embeds", "kept_rows"
 CACHE = "DYCOKE_GRAPH_CACHE"  # environment: a folder where traced graphs are kept
 _PACKAGE = Path(__file__).parents[1]
-_SOURCES = ("arch/*.py", "compress/*.py", "core/ttm.py", "export/vision_graph.py")
+_SOURCES = ("arch/siglip.py", "compress/*.py", "core/ttm.py", "export/vision_graph.py")
 
 
 class _Stages(torch.nn.Module):
@@ -50,47 +50,48 @@ class _Stages(torch.nn.Module):
 
 
 @cache
-def trace_graph(
-    tower: TowerSpec, hidden: int, scale: PixelScale, n_keep: int | None, dtype: torch.dtype
-) -> bytes:
+def trace_graph(spec: VisionSpec, dtype: torch.dtype) -> bytes:
     """The graph of that model, an onnx.ModelProto whose weights are names without content.
 
     Outputs: `visual_embeds`, `kept_rows`, and every stage under its name.
     """
     folder = os.environ.get(CACHE)
     if not folder:
-        return _trace(tower, hidden, scale, n_keep, dtype)
-    path = Path(folder) / f"{_key((tower, hidden, scale, n_keep, dtype))}.onnx"
+        return _trace(spec, dtype)
+    path = Path(folder) / f"{_key(spec, dtype)}.onnx"
     if path.is_file():
         return path.read_bytes()
-    graph = _trace(tower, hidden, scale, n_keep, dtype)
+    graph = _trace(spec, dtype)
     atomic_bytes(path, graph)
     return graph
 
 
-def _key(spec: tuple[Any, ...]) -> str:
+def _key(spec: VisionSpec, dtype: torch.dtype) -> str:
     """Of everything that a traced graph depends on: the shape, the code, the exporter."""
     exporter = [f"{name} {version(name)}" for name in ("torch", "onnxscript", "onnx-ir")]
     sources = sorted(path for pattern in _SOURCES for path in _PACKAGE.glob(pattern))
     code = [path.read_text() for path in sources]
-    return hashlib.sha256(repr((spec, exporter, code)).encode()).hexdigest()
+    return hashlib.sha256(repr((spec, dtype, exporter, code)).encode()).hexdigest()
 
 
-def _trace(
-    tower: TowerSpec, hidden: int, scale: PixelScale, n_keep: int | None, dtype: torch.dtype
-) -> bytes:
+def _trace(spec: VisionSpec, dtype: torch.dtype) -> bytes:
     import onnx_ir
 
-    model = VisionModel(tower, hidden, scale, n_keep, dtype)
+    tower, model = spec.tower, VisionModel(spec, dtype)
     _tell_apart(model)
     frames = torch.zeros((), dtype=torch.uint8).expand(2, 8, 3, tower.image_size, tower.image_size)
     batch, windows = (torch.export.Dim(n, min=1, max=1 << 12) for n in ("batch", "windows"))
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
+        # On its own: torch.onnx.export would make sizes constant where code asks for their values.
+        captured = torch.export.export(
             _Stages(model).eval(),
             (frames,),
-            dynamo=True,
             dynamic_shapes={"frames": {0: batch, 1: 4 * windows}},
+            strict=False,
+        )
+        program = torch.onnx.export(
+            captured,
+            dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT, ROWS, *stage_names(tower.dims.layers)],
             opset_version=OPSET,

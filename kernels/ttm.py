@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..core.config import TtmMode
 from ..core.errors import DyCokeError
 from ..core.ttm import SIMILARITY_GRID, anchors, tokens_kept_per_frame, ttm_count
 from .common import check_int32, padded
@@ -106,7 +105,7 @@ class TtmPlan:
 
     @classmethod
     def make(
-        cls, frames: int, tokens: int, k: float, mode: TtmMode, device: torch.device | str
+        cls, frames: int, tokens: int, k: float, mode: str, device: torch.device | str
     ) -> TtmPlan:
         """Raises DyCokeError for a mode that bundles cannot have."""
         if mode not in ("paper", "off"):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..arch.siglip import VisionModel, fused_attention
 from ..bundle.paths import VISION_WEIGHTS
+from ..compress.ttm import Ttm
 from ..core.errors import DyCokeError
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ class TorchVision:
     model: with its weights loaded. kernels: TTM by kernels/ttm.py, for a GPU.
     """
 
-    def __init__(self, model: VisionModel, k: float, *, kernels: bool = False) -> None:
-        self.model, self.k = model, k
-        self._kernels = kernels and model.keep is not None
+    def __init__(self, model: VisionModel, *, kernels: bool = False) -> None:
+        self.model = model
+        self._kernels = kernels and isinstance(model.spec.compressor, Ttm)
         self._plans: dict[tuple[int, int], TtmPlan] = {}
-        self._device = model.image_newline.device
+        self._device = model.pooling.matrix.device
 
     @classmethod
     def from_bundle(
@@ -48,24 +49,25 @@ class TorchVision:
         except (OSError, SafetensorError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise DyCokeError(f"{path}: cannot be loaded ({reason}); export again") from None
-        return cls(model.to(device), manifest.config.k, kernels=kernels)
+        return cls(model.to(device), kernels=kernels)
 
     @torch.no_grad()
     def __call__(self, frames: Tensor) -> Tensor:
-        """frames: uint8 [B, F, 3, S, S], F a multiple of 4 -> [B, M+1, hidden] in its dtype."""
+        """frames: uint8 [B, F, 3, S, S], F a multiple of 4 -> [B, V, hidden] in its dtype."""
         flat = frames.to(self._device).flatten(0, 1)
         parts = [self.model.features(part) for part in torch.split(flat, FRAMES_AT_ONCE)]
         features = torch.cat(parts).view(*frames.shape[:2], *parts[0].shape[1:])
         if not self._kernels:
             return self.model.join(features)[1]
-        newline = self.model.image_newline[None]
-        return torch.stack([torch.cat([self.merge(video), newline]) for video in features])
+        rows = torch.stack([self.survivors(video) for video in features])
+        return self.model.arrange(features, rows)
 
-    def merge(self, features: Tensor) -> Tensor:
-        """What TTM keeps of [F, N, hidden]: [M, hidden]."""
+    def survivors(self, features: Tensor) -> Tensor:
+        """Rows that TTM keeps of [F, N, hidden]: int64 [M]."""
         from ..kernels.ttm import TtmPlan, select_survivors  # needs triton
 
-        shape = (features.shape[0], features.shape[1])
+        method, shape = self.model.spec.compressor, (features.shape[0], features.shape[1])
+        assert isinstance(method, Ttm)
         if shape not in self._plans:
-            self._plans[shape] = TtmPlan.make(*shape, self.k, "paper", features.device)
-        return features.flatten(0, 1)[select_survivors(features, self._plans[shape])]
+            self._plans[shape] = TtmPlan.make(*shape, method.k, "paper", features.device)
+        return select_survivors(features, self._plans[shape]).long()

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 # A folder may import itself and what stands on a line above it.
 LAYERS = [
     ["core"],
-    ["cost", "compress", "kernels"],
+    ["compress", "kernels"],
+    ["cost"],
     ["arch"],
     ["bundle"],
     ["export", "engines"],

@@ -26,7 +26,6 @@ import torch
 
 from ...arch.qwen2 import LayerWeights, LlmConfig, Weights
 from ...core.config import DyCokeConfig
-from ...core.ttm import visual_tokens
 from ...cost.dims import preset
 from ...runtime.blocks import blocks_for
 from ...runtime.native.cpu import cpu_runner
@@ -139,9 +138,9 @@ def main() -> None:
     options = parser.parse_args()
     where = machine("torch", "transformers")
     model, llm, weights = build(options.layers)
-    per_frame = preset("llava-ov-0.5b").vision.tokens_per_frame
-    full = options.frames * per_frame + 1 + TEXT
-    short = visual_tokens(options.frames, per_frame, 0.7) + TEXT
+    dims = preset("llava-ov-0.5b")
+    full = dims.visual_tokens(options.frames, DyCokeConfig.off()) + TEXT
+    short = dims.visual_tokens(options.frames, DyCokeConfig.paper()) + TEXT
     embeds = torch.randn(full, llm.hidden) * float(weights.embedding.std())
     pruned = DyCokeConfig(k=0.7, l=3, p=0.7)
 

@@ -10,7 +10,9 @@ from dycoke_trt.arch.siglip import (
     stage_names,
     weight,
 )
-from dycoke_trt.arch.spec import PixelScale, TowerSpec
+from dycoke_trt.arch.spec import PixelScale, TowerSpec, VisionSpec
+from dycoke_trt.compress.keep_all import KeepAll
+from dycoke_trt.compress.ttm import Ttm
 from dycoke_trt.cost.dims import VisionDims
 
 TOWER = TowerSpec(VisionDims(2, 32, 48, 8, 5), 2, 41, 1e-6, True)  # 1 pixel is no whole patch
@@ -37,8 +39,9 @@ def test_a_weight_that_is_not_loaded_takes_no_memory() -> None:
     assert weight(10_000, 10_000, dtype=torch.bfloat16).untyped_storage().nbytes() == 2
 
 
-def model(keep: int | None) -> VisionModel:
-    made = VisionModel(TOWER, 24, PixelScale(), keep, torch.float32)
+def model(k: float) -> VisionModel:
+    spec = VisionSpec(TOWER, 24, PixelScale(), Ttm(9, k) if k else KeepAll(9), "one_token")
+    made = VisionModel(spec, torch.float32)
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: torch.randn(parameter.shape, generator=generator) * parameter.shape[0] ** -0.5
@@ -48,10 +51,10 @@ def model(keep: int | None) -> VisionModel:
     return made
 
 
-@pytest.mark.parametrize(("keep", "survive"), [(None, 72), (0, 18), (4, 42)])
-def test_stages_have_their_shapes_and_names(keep: int | None, survive: int) -> None:
+@pytest.mark.parametrize(("k", "survive"), [(0, 72), (0.95, 18), (0.5, 42)])
+def test_stages_have_their_shapes_and_names(k: float, survive: int) -> None:
     frames = torch.randint(0, 256, (3, 8, 3, 41, 41), dtype=torch.uint8)
-    made = model(keep)
+    made = model(k)
     stages = made.stages(frames)
     assert list(stages.named()) == stage_names(2)
     shapes = [list(value.shape) for value in stages.named().values()]
@@ -68,5 +71,5 @@ def test_pixels_beyond_the_last_whole_patch_do_not_count() -> None:
     frames = torch.randint(0, 256, (1, 4, 3, 41, 41), dtype=torch.uint8)
     other = frames.clone()
     other[..., 40] = 0
-    made = model(4)
+    made = model(0.5)
     assert torch.equal(made(frames), made(other))

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from dycoke_trt.compress.ttm import survivors, take
+from dycoke_trt.compress.newlines import take
+from dycoke_trt.compress.ttm import Ttm
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.core.ttm import tokens_kept_per_frame, ttm_merge, ttm_select
+from dycoke_trt.core.ttm import ttm_merge, ttm_select
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,19 +19,19 @@ def test_survivors_equal_the_reference_on_ties_and_zeros(data: st.DataObject) ->
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
     shape = (videos, 4 * windows, tokens, 3)
     features = torch.randint(-top, top + 1, shape, generator=generator).float()
-    rows = survivors(features, tokens_kept_per_frame(tokens, k))
-    merged = take(features, rows)
+    rows = Ttm(tokens, k).survivors(features)
+    merged = take(features, rows, None)
     for video, own_rows, own in zip(features, rows, merged, strict=True):
         assert own_rows.tolist() == ttm_select(video, k).tolist()
         assert torch.equal(own, ttm_merge(video, k))
 
 
 def test_a_frame_has_at_most_1024_tokens() -> None:
-    survivors(torch.zeros(1, 4, 1024, 1), 3)
+    Ttm(1024, 0.5).survivors(torch.zeros(1, 4, 1024, 1))
     with pytest.raises(DyCokeError, match="1025 tokens per frame; TTM can be exported for 1024"):
-        survivors(torch.zeros(1, 4, 1025, 1), 3)
+        Ttm(1025, 0.5).survivors(torch.zeros(1, 4, 1025, 1))
 
 
 def test_frames_that_fill_no_window_are_no_video() -> None:
     with pytest.raises(RuntimeError):
-        survivors(torch.zeros(2, 6, 9, 1), 3)
+        Ttm(9, 0.5).survivors(torch.zeros(2, 6, 9, 1))

@@ -129,7 +129,7 @@ def refused(directory: Path, message: str, tower: Path | None = None) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(model_type="mistral"), "'mistral' is not a LLaVA-OneVision"),
+        (lambda c: c.update(model_type="mistral"), "'mistral' is no supported checkpoint"),
         (lambda c: c.update(quantization_config={"bits": 4}), "quantization_config"),
         (lambda c: c.update(vision_feature_select_strategy="default"), "allowed: 'full'"),
         (lambda c: c.update(vision_feature_layer=[-1, -2]), "one integer"),
@@ -165,7 +165,7 @@ def test_configurations_that_are_refused(rewrite: Any, change: Any, message: str
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mm_newline_position": "grid"}, "mm_newline_position='grid'"),
+        ({"mm_newline_position": "diagonal"}, "mm_newline_position='diagonal'"),
         ({"mm_spatial_pool_mode": "average"}, "mm_spatial_pool_mode='average'"),
         ({"mm_projector_type": "linear"}, "mm_projector_type='linear'"),
         ({"mm_patch_merge_type": "flat"}, "mm_patch_merge_type='flat'"),

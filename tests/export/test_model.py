@@ -6,7 +6,6 @@ import pytest
 from dycoke_trt.arch.spec import PixelScale
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.core.ttm import visual_tokens
 from dycoke_trt.export.checkpoint import Checkpoint, open_checkpoint
 from dycoke_trt.export.llm_reader import read_llm
 from dycoke_trt.export.model import export_parts
@@ -35,7 +34,8 @@ def test_parts(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["parts"]
     assert parts.source_revision == checkpoint.revision
     assert parts.visual_token_base == 103 == read_llm(tmp_path / "parts" / "llm").visual_token_base
-    assert parts.visual_tokens(8) == visual_tokens(8, 16, 0.7)
+    assert parts.visual_tokens(8) == 2 * (16 + 3 * 4) + 1
+    assert (parts.family, parts.newline) == ("llava-onevision-qwen2", "one_token")
     assert (parts.eos_ids, parts.pad_id, parts.image_size) == ((7,), 7, 101)
     assert parts.pixel_scale == PixelScale()
     assert parts.template is not None

@@ -6,6 +6,7 @@ TensorRT for RTX compiles without a GPU. Nothing here runs an engine.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def verdict(library: LoadedLibrary, path: Path) -> bool:
         ("bf16", OFF, {}),
         ("fp16", DyCokeConfig(l=1, k=0.97), {}),  # compared frames keep nothing
         ("fp32", PAPER, {"kept_rows": True}),
+        ("bf16", PAPER, {"newline": "grid"}),  # LLaVA-Video
+        ("fp16", OFF, {"newline": "frame"}),
     ],
 )
 def test_graph_is_parsed_and_built(
@@ -71,7 +74,10 @@ def test_graph_is_parsed_and_built(
     config: DyCokeConfig,
     options: dict[str, Any],
 ) -> None:
-    path = tmp_path / "vision_ttm.onnx"
+    path, options = tmp_path / "vision_ttm.onnx", dict(options)
+    if newline := options.pop("newline", None):
+        spec = replace(checkpoint.config, newline=newline)
+        checkpoint = Checkpoint(checkpoint.directory, spec, checkpoint._places, "")
     export_vision(checkpoint, path, config, dtype, **options)
     assert verdict(library, path)  # agrees with the build below
     assert_parsed_types_are_the_graphs(library, path)
@@ -90,7 +96,7 @@ def test_graph_is_parsed_and_built(
     assert {"tower/layers.0/Softmax", "projector/Gelu", "pooling/MatMul"} <= nodes
     # The islands of fp32 are there: similarities leave their kernel as such.
     if config.ttm == "paper" and config.k < 0.9:
-        norms = [layer for layer in engine.layers if "ttm/ReduceL2" in layer.nodes]
+        norms = [layer for layer in engine.layers if "compress/ReduceL2" in layer.nodes]
         assert "FLOAT" in {tensor.dtype for layer in norms for tensor in layer.outputs}
 
 

@@ -126,7 +126,7 @@ def test_without_ttm_there_are_no_ttm_nodes(
 ) -> None:
     path = tmp_path / "v.onnx"
     info = export_vision(checkpoint, path, config, "fp32", kept_rows=True)
-    assert info.n_keep is None
+    assert info.kept == (N,)
     graph = onnx.load(path, load_external_data=False).graph
     assert not any(node.op_type == "TopK" for node in graph.node)
     video = frames(2, 4)
@@ -140,7 +140,7 @@ def test_everything_but_the_first_frame_can_go(
 ) -> None:
     path = tmp_path / "v.onnx"
     info = export_vision(checkpoint, path, DyCokeConfig(k=0.99), "fp32", kept_rows=True)
-    assert info.n_keep == 0
+    assert info.kept == (N, 0, 0, 0)
     video = frames(2, 8)
     out = run_onnx(path, {"frames": video})
     want = source_features(hf_model, video)[:, ::4].flatten(1, 2)
@@ -202,7 +202,7 @@ def test_nodes_are_called_after_their_modules(fp32: Path) -> None:
         "tower/layers.0/norm2/LayerNormalization",
         "projector/Gelu",
         "pooling/MatMul",
-        "ttm/TopK_2",
+        "compress/TopK_2",
     } <= set(names)
 
 
@@ -254,7 +254,7 @@ def test_the_processors_pixel_scale_is_used(
 
 @pytest.mark.parametrize("mode", ["reference", "random"])
 def test_other_ttm_modes_are_refused(checkpoint: Checkpoint, tmp_path: Path, mode: Any) -> None:
-    with pytest.raises(DyCokeError, match=f"ttm='{mode}' cannot be exported; allowed: paper, off"):
+    with pytest.raises(DyCokeError, match=f"ttm='{mode}' cannot be exported; allowed: off, paper"):
         export_vision(checkpoint, tmp_path / "v.onnx", DyCokeConfig(ttm=mode), "fp32")
     assert list(tmp_path.iterdir()) == []
 
@@ -286,9 +286,9 @@ def test_a_bare_llm_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
 def test_what_was_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
     info = export_vision(checkpoint, tmp_path / "v.onnx", PAPER, "bf16")
     assert isinstance(info, VisionExport)
-    assert (info.files, info.dtype, info.tokens_per_frame, info.n_keep) == (
+    assert (info.files, info.dtype, info.tokens_per_frame, info.kept) == (
         ("v.onnx", "vision.safetensors"),
         "bf16",
         N,
-        4,
+        (N, 4, 4, 4),
     )

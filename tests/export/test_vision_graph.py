@@ -9,8 +9,9 @@ import onnx
 import pytest
 import torch
 from dycoke_trt.arch.siglip import VisionModel
-from dycoke_trt.arch.spec import PixelScale, TowerSpec
+from dycoke_trt.arch.spec import PixelScale, TowerSpec, VisionSpec
 from dycoke_trt.bundle.paths import VISION_WEIGHTS
+from dycoke_trt.compress.ttm import Ttm
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.cost.dims import VisionDims
 from dycoke_trt.export.checkpoint import Checkpoint
@@ -78,15 +79,15 @@ def test_the_graph_of_the_real_size_is_well_formed(tmp_path: Path, run_onnx: Any
     """384 x 384, 27 x 27 patches, 196 tokens, K = 0.7: M as in the paper's setting."""
 
     tower = TowerSpec(VisionDims(layers=1, hidden=16, intermediate=24), 2, 384, 1e-6, True)
-    spec = (tower, 8, PixelScale(), int(0.3 * 196), torch.float32)
-    model = VisionModel(*spec)
+    spec = VisionSpec(tower, 8, PixelScale(), Ttm(196, 0.7), "one_token")
+    model = VisionModel(spec, torch.float32)
     random = {
         name: torch.randn(parameter.shape) / 4 for name, parameter in model.named_parameters()
     }
     save_file(random, tmp_path / VISION_WEIGHTS)
     weights = SafetensorsFile(tmp_path / VISION_WEIGHTS)
     path = tmp_path / "v.onnx"
-    path.write_bytes(finish_graph(trace_graph(*spec), weights, {}, kept_rows=False))
+    path.write_bytes(finish_graph(trace_graph(spec, torch.float32), weights, {}, kept_rows=False))
     video = torch.randint(0, 256, (1, 8, 3, 384, 384), dtype=torch.uint8)
     embeds = run_onnx(path, {"frames": video})["visual_embeds"]
     assert embeds.shape == (1, math.ceil(2960 / 4) + 1, 8)

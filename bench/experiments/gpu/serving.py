@@ -10,9 +10,8 @@ import torch
 
 from ....arch.qwen2 import LayerWeights, LlmConfig, Weights
 from ....arch.siglip import VisionModel, fused_attention
-from ....arch.spec import PixelScale, TowerSpec
-from ....compress.ttm import kept_of_compared
-from ....core import ttm
+from ....arch.spec import PixelScale, TowerSpec, VisionSpec
+from ....compress.base import compressor_of
 from ....core.config import DyCokeConfig
 from ....core.decisions import Decision
 from ....cost.dims import LlmDims, ModelDims
@@ -57,16 +56,15 @@ def random_vision(model: ModelDims, dtype: torch.dtype) -> TorchVision:
     """The tower and projector of a model; heads of 72 as in SigLIP-so400m."""
     v, config = model.vision, DyCokeConfig.paper()
     tower = TowerSpec(v, max(1, v.hidden // 72), v.patches_per_side * v.patch, 1e-6, True)
-    keep = kept_of_compared(config, v.tokens_per_frame)
-    module = VisionModel(
-        tower, model.llm.hidden, PixelScale(), keep, dtype, attention=fused_attention
-    )
+    compressor = compressor_of(config, v.tokens_per_frame)
+    spec = VisionSpec(tower, model.llm.hidden, PixelScale(), compressor, model.newline)
+    module = VisionModel(spec, dtype, attention=fused_attention)
     weights = {
         name: torch.randn(parameter.shape, device=DEVICE, dtype=dtype) * 0.02
         for name, parameter in module.named_parameters()
     }
     module.load_state_dict(weights, assign=True)
-    return TorchVision(module.to(DEVICE), config.k, kernels=True)
+    return TorchVision(module.to(DEVICE), kernels=True)
 
 
 def time_vision(model: ModelDims, frames: int, dtype: torch.dtype) -> dict[str, float]:
@@ -79,13 +77,13 @@ def time_vision(model: ModelDims, frames: int, dtype: torch.dtype) -> dict[str, 
         features = torch.randn(
             frames, v.tokens_per_frame, model.llm.hidden, device=DEVICE, dtype=dtype
         )
-        survivors = len(vision.merge(features))
-        merge = seconds(lambda: vision.merge(features))
+        survivors = len(vision.survivors(features))
+        merge = seconds(lambda: features.flatten(0, 1)[vision.survivors(features)])
     return {"encoder_ms": encoder * 1e3, "ttm_ms": merge * 1e3, "survivors": survivors}
 
 
 def visual_tokens(model: ModelDims, frames: int, config: DyCokeConfig) -> int:
-    return ttm.visual_tokens(frames, model.vision.tokens_per_frame, config.k, config.ttm)
+    return model.visual_tokens(frames, config)
 
 
 def serve(

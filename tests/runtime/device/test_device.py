@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from dycoke_trt.arch.siglip import VisionModel, fused_attention
-from dycoke_trt.arch.spec import PixelScale, TowerSpec
+from dycoke_trt.arch.spec import PixelScale, TowerSpec, VisionSpec
+from dycoke_trt.compress.newlines import Newline
+from dycoke_trt.compress.ttm import Ttm
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.errors import DyCokeError
@@ -164,11 +166,13 @@ def test_unused_lanes_change_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("newline", ["one_token", "grid"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_vision_merges_with_the_kernels(dtype: torch.dtype) -> None:
+def test_vision_merges_with_the_kernels(dtype: torch.dtype, newline: Newline) -> None:
     """TTM by kernels/ttm.py inside the vision step keeps the tokens that compress/ttm.py keeps."""
     tower = TowerSpec(VisionDims(1, 32, 48, 8, 6), 2, 48, 1e-6, True)
-    module = VisionModel(tower, 64, PixelScale(), 2, dtype, attention=fused_attention)
+    spec = VisionSpec(tower, 64, PixelScale(), Ttm(9, 0.7), newline)
+    module = VisionModel(spec, dtype, attention=fused_attention)
     weights = {
         name: torch.randn(parameter.shape, dtype=dtype, device=DEVICE) * 0.2
         for name, parameter in module.named_parameters()
@@ -176,7 +180,7 @@ def test_vision_merges_with_the_kernels(dtype: torch.dtype) -> None:
     module.load_state_dict(weights, assign=True)
     frames = torch.randint(0, 256, (2, 8, 3, 48, 48), dtype=torch.uint8)
     expected, got = (
-        TorchVision(module.to(DEVICE), 0.7, kernels=kernels)(frames) for kernels in (False, True)
+        TorchVision(module.to(DEVICE), kernels=kernels)(frames) for kernels in (False, True)
     )
     assert torch.equal(got, expected)
 

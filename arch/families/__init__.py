@@ -1,0 +1,1 @@
+"""Model families: each module has a FAMILY (arch/registry.py)."""

@@ -1,0 +1,30 @@
+"""No compression: every token survives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.config import DyCokeConfig
+from .base import register
+
+
+@dataclass(frozen=True)
+class KeepAll:
+    tokens: int  # of a frame
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        return (self.tokens,)
+
+    def survivors(self, features: Tensor) -> Tensor:
+        videos, frames, tokens, _ = features.shape
+        return torch.arange(frames * tokens, device=features.device).expand(videos, -1)
+
+
+@register("off")
+def keep_all(config: DyCokeConfig, tokens: int) -> KeepAll:
+    del config
+    return KeepAll(tokens)
