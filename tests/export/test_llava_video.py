@@ -19,7 +19,7 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.core.ttm import ttm_select
 from dycoke_trt.demo import CLIPS_DIR, MODEL_DIR
-from dycoke_trt.demo.model import load_model
+from dycoke_trt.demo.network import load_model
 from dycoke_trt.engines.cpu import build_cpu
 from dycoke_trt.engines.model import model_of_bundle
 from dycoke_trt.export.bundle import export_bundle
