@@ -33,7 +33,11 @@ MaxVideoSamples = Annotated[
     int, typer.Option("--max-video-samples", help="Most frames sampled from a video.")
 ]
 MaxVideoSeconds = Annotated[
-    float, typer.Option("--max-video-seconds", help="Longest time that decoding a video may take.")
+    float,
+    typer.Option(
+        "--max-video-seconds",
+        help="Seconds of reading a video: a server's of the processor, else by the clock.",
+    ),
 ]
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..bundle.manifest import Manifest
-from ..core.errors import DyCokeError
+from ..core.errors import DyCokeError, UnavailableError
 from .capacity import Capacity
 from .limits import RequestLimits
 from .prompt import PromptBuilder, read_text
@@ -21,7 +20,7 @@ from .resize import resize
 from .stages import DECODE_VIDEO, PREPROCESS
 from .stop_words import pack_words, read_stop_words, stop_sequences
 from .video.limits import VideoLimits
-from .video.read import read_video
+from .video.work import Frames, VideoWork
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -54,12 +53,14 @@ class Preparation:
         max_tokens: int | None = None,
         stop_words: Sequence[object] = (),
         text_only: bool = False,
+        make_frames: Callable[[VideoWork], Frames] = VideoWork.run,
     ) -> Arrays:
         """Tensors by their names in runtime/protocol.py, batch dimension included.
 
         video: uint8 [F, H, W, 3]; file: an encoded video or a base64 data: URI of one. Nothing is
-        ever read from a path or an address. Raises DyCokeError that begins with the field's name;
-        what can be refused without the video is refused before it is decoded.
+        ever read from a path or an address. make_frames: reads and resizes, here or elsewhere.
+        Raises DyCokeError that begins with the field's name; what can be refused without the video
+        is refused before it is decoded.
         """
         text = read_text("text_input", question)
         count = self._count_frames(video, file, num_frames, text_only=text_only)
@@ -84,12 +85,10 @@ class Preparation:
         }
         if count:
             if video is not None:
-                frames = self._raw_frames(video)
+                frames = self._raw_frames(video, make_frames)
             else:
-                frames = self._file_frames(file, count)
-            size = self._manifest.vision.image_size
-            with PREPROCESS:
-                arrays["frames"] = resize(frames, size)[None].numpy()
+                frames = self._file_frames(file, count, make_frames)
+            arrays["frames"] = np.ascontiguousarray(frames.transpose(0, 3, 1, 2)[None])
             arrays["prompt_vocab_size"] = np.array([[visual]], np.int32)
         return arrays
 
@@ -149,14 +148,20 @@ class Preparation:
             raise DyCokeError(f"{name}: {error}") from None
         return frames
 
-    def _raw_frames(self, video: NDArray[np.uint8]) -> torch.Tensor:
+    def _raw_frames(self, video: Frames, make_frames: Callable[[VideoWork], Frames]) -> Frames:
         try:
             self._limits.check("max_pixels", video.shape[1] * video.shape[2])
         except DyCokeError as error:
             raise DyCokeError(f"video_bytes_input: {error}") from None
-        return torch.from_numpy(np.ascontiguousarray(video))
+        size = self._manifest.vision.image_size
+        if video.shape[1:3] == (size, size):
+            return video
+        with PREPROCESS:
+            return make_frames(VideoWork(video, len(video), size, self._limits))
 
-    def _file_frames(self, file: object, num_frames: int) -> torch.Tensor:
+    def _file_frames(
+        self, file: object, num_frames: int, make_frames: Callable[[VideoWork], Frames]
+    ) -> Frames:
         try:
             if not isinstance(file, bytes):
                 raise DyCokeError("no bytes; send the encoded file")
@@ -164,7 +169,9 @@ class Preparation:
                 file = _data_uri(file)
             size = self._manifest.vision.image_size
             with DECODE_VIDEO:
-                return read_video(file, num_frames, size=size, limits=self._limits)
+                return make_frames(VideoWork(file, num_frames, size, self._limits))
+        except UnavailableError:
+            raise
         except DyCokeError as error:
             raise DyCokeError(f"video_file_input: {error}") from None
 

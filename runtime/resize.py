@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DyCokeError
+from .video.pixels import resize_picture
 
 
 def resize(frames: Tensor, size: int) -> Tensor:
@@ -15,8 +16,6 @@ def resize(frames: Tensor, size: int) -> Tensor:
     What the checkpoint's processor does, by Pillow as there (the aspect ratio is not kept). Frames
     of that size pass unchanged. Raises DyCokeError for another dtype or shape.
     """
-    from PIL import Image
-
     if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[3] != 3:
         raise DyCokeError(
             f"frames are {str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}; "
@@ -27,8 +26,5 @@ def resize(frames: Tensor, size: int) -> Tensor:
     planes = frames.permute(0, 3, 1, 2)
     if planes.shape[2:] == (size, size):
         return planes.contiguous()
-    resized = [
-        np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))
-        for frame in frames.cpu().numpy()
-    ]
+    resized = [resize_picture(frame, (size, size)) for frame in frames.cpu().numpy()]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()

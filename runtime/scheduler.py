@@ -34,12 +34,12 @@ from .steps import Chunk, Lane, Runner, StepLogits
 class EngineLimits:
     """max_batch: sequences that hold blocks at once; max_queue: requests that wait beside them;
     prefill_chunk: prompt tokens per step, of one or several prompts, so that long prompts delay
-    running answers little. wait_seconds: the longest wait in line; answer_seconds: from leaving it
-    to the last token."""
+    running answers and short prompts little. wait_seconds: the longest wait in line;
+    answer_seconds: from leaving it to the last token."""
 
     max_batch: int = 16
     max_queue: int = 256
-    prefill_chunk: int = 2048
+    prefill_chunk: int = 256
     wait_seconds: float = math.inf
     answer_seconds: float = math.inf
 
@@ -186,15 +186,18 @@ class Scheduler:
             self._running.append(Sequence(request, self.blocks.allocate(need)))
 
     def _prefill(self, sequences: list[Sequence]) -> None:
-        """The next `prefill_chunk` prompt tokens, first come, first served."""
-        budget = self.limits.prefill_chunk
-        for sequence in sequences:
-            count = min(budget, len(sequence.request.prompt) - sequence.prefilled)
-            if count == 0:
-                return
-            with PREFILL, self._alone(sequence):
-                self._prefill_chunk(sequence, count)
-            budget -= count
+        """The next `prefill_chunk` prompt tokens: half of them of who came first, who thus does not
+        starve, the others of those with the fewest left, so that short prompts pass long ones."""
+        lefts = [len(s.request.prompt) - s.prefilled for s in sequences]
+        first = min([*lefts[:1], -(-self.limits.prefill_chunk // 2)])
+        budget = self.limits.prefill_chunk - first
+        for i in sorted(range(len(sequences)), key=lefts.__getitem__):
+            reserved = 0 if i else first
+            count = reserved + min(budget, lefts[i] - reserved)
+            budget -= count - reserved
+            if count:
+                with PREFILL, self._alone(sequences[i]):
+                    self._prefill_chunk(sequences[i], count)
 
     def _prefill_chunk(self, sequence: Sequence, count: int) -> None:
         """The next `count` tokens of a prompt; after the last one, the first token."""

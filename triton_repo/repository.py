@@ -96,7 +96,7 @@ def write_repository(
     if chosen == TENSORRT and plan_backend:
         vision_ttm = plan_config(manifest)
     else:
-        place = {"bundle": seen, "build": build, "threads": str(threads)}
+        place = {"bundle": seen, "build": build, "threads": str(threads), **bounds.parameters()}
         vision_ttm = vision_config(
             manifest, place, chosen, gpu=cpp_llm, cuda_graph=vision_cuda_graph
         )
@@ -182,7 +182,6 @@ def model_configs(
         p.PREPROCESSING,
         (*p.CLIENT_INPUTS, p.TEXT_ONLY),
         (frames, *p.PROMPT, p.PROMPT_VOCAB_SIZE),
-        instances=requests.preprocessors,
         parameters={**bounded, **limits.parameters()},
         **line,
     )

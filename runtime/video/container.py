@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from ...core.errors import DyCokeError
 from .limits import VideoLimits
@@ -46,14 +46,16 @@ _OTHERS = (
 _DEFAULT_WEIGHT = 5_000_000  # FFmpeg's own, in pixels: fftools/ffmpeg_mux_init.c, map_auto_video
 
 
-def describe(source: Path | bytes) -> str:
+def describe(source: Path | bytes | BinaryIO) -> str:
     """How messages call the file."""
-    return str(source) if isinstance(source, Path) else f"{len(source)} bytes"
+    if isinstance(source, Path):
+        return str(source)
+    return f"{len(source) if isinstance(source, bytes) else source.seek(0, io.SEEK_END)} bytes"
 
 
 @contextmanager
 def open_stream(
-    source: Path | bytes, limits: VideoLimits
+    source: Path | bytes | BinaryIO, limits: VideoLimits
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and the stream that plays, with the size in its header within the limits.
 
@@ -62,7 +64,7 @@ def open_stream(
     """
     import av
 
-    with io.BytesIO(source) if isinstance(source, bytes) else _open_file(source) as file:
+    with _open(source) as file:
         size = file.seek(0, io.SEEK_END)
         if size == 0:
             raise DyCokeError("the file is empty")
@@ -92,6 +94,12 @@ def open_stream(
 def decoder_pixels(limits: VideoLimits) -> int:
     """The decoder's own bound: it counts padding, so the exact bound is ours, on each frame."""
     return limits.max_pixels + limits.max_pixels // 16 + 65_536
+
+
+def _open(source: Path | bytes | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return _open_file(source) if isinstance(source, Path) else nullcontext(source)
 
 
 def _open_file(path: Path) -> io.BufferedReader:

@@ -45,8 +45,8 @@ class PictureMaker:
         for begin, rgb in rgb_strips(frame, columns=sideways):
             rows = rgb.transpose(1, 0, 2) if sideways else rgb
             rows = rows[:, ::-1] if mirrored else rows
-            narrow[begin : begin + len(rows)] = _resize(rows, (self._size[0], len(rows)))
-        return _resize(narrow[::-1] if flipped else narrow, self._size)
+            narrow[begin : begin + len(rows)] = resize_picture(rows, (self._size[0], len(rows)))
+        return resize_picture(narrow[::-1] if flipped else narrow, self._size)
 
     def _matrix(self, frame: VideoFrame) -> tuple[int, ...] | None:
         # A frame and its side data refer to each other: only the collector frees a frame that was
@@ -83,8 +83,8 @@ def orientation(matrix: tuple[int, ...] | None) -> tuple[bool, bool, bool]:
     )
 
 
-def _resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """[H, W, 3] at another (width, height)."""
+def resize_picture(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """[H, W, 3] at another (width, height): bicubic with antialiasing."""
     from PIL import Image
 
     pixels = np.ascontiguousarray(pixels)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ...core.errors import DyCokeError
 from .container import describe, open_stream
@@ -17,6 +15,9 @@ from .limits import Deadline, VideoLimits
 from .pixels import PictureMaker
 from .seek import Inexact, Seeker
 from .whole import decode_all
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sample_indices(total: int, num_frames: int) -> list[int]:
@@ -38,12 +39,26 @@ def read_video(
     size: int | None = None,
     limits: VideoLimits | None = None,
 ) -> Tensor:
+    """As `read_frames`, for torch."""
+    import torch  # not in a process that only reads videos
+
+    return torch.from_numpy(read_frames(source, num_frames, size=size, limits=limits))
+
+
+def read_frames(
+    source: Path | bytes | BinaryIO,
+    num_frames: int,
+    *,
+    size: int | None = None,
+    limits: VideoLimits | None = None,
+) -> NDArray[np.uint8]:
     """Samples the frames that play: uint8 [num_frames, size, size, 3], RGB, upright.
 
-    source: a path, or the bytes of an encoded file. size: what the vision tower takes; frames are
-    resized as they are decoded, so that memory does not grow with the video's own size. None leaves
-    frames as large as the first one. Raises DyCokeError, one line that begins with the file, for
-    what is not a video, has no frame, is incomplete, or goes beyond a limit.
+    source: a path, the bytes of an encoded file, or an open one, which stays open. size: what the
+    vision tower takes; frames are resized as they are decoded, so that memory does not grow with
+    the video's own size. None leaves frames as large as the first one. Raises DyCokeError, one
+    line that begins with the file, for what is not a video, has no frame, is incomplete, or goes
+    beyond a limit.
     """
     limits = limits or VideoLimits()
     if num_frames < 1:
@@ -56,8 +71,11 @@ def read_video(
 
 
 def _read(
-    source: Path | bytes, num_frames: int, size: tuple[int, int] | None, limits: VideoLimits
-) -> Tensor:
+    source: Path | bytes | BinaryIO,
+    num_frames: int,
+    size: tuple[int, int] | None,
+    limits: VideoLimits,
+) -> NDArray[np.uint8]:
     deadline = limits.deadline()
     with open_stream(source, limits) as (container, stream):
         check_complete(container, stream)
@@ -78,20 +96,20 @@ def _seeking_pays(index: PacketIndex, num_frames: int) -> bool:
     return (num_frames + 2) * (apart / 2 + 8) < len(index)
 
 
-def _by_seeking(seeker: Seeker, num_frames: int) -> Tensor:
+def _by_seeking(seeker: Seeker, num_frames: int) -> NDArray[np.uint8]:
     times = [seeker.playing[i] for i in sample_indices(len(seeker.playing), num_frames)]
     pictures = {pts: seeker.picture(pts) for pts in dict.fromkeys(times)}
-    return _stack(pictures[pts] for pts in times)
+    return np.stack([pictures[pts] for pts in times])
 
 
 def _by_decoding_all(
-    source: Path | bytes,
+    source: Path | bytes | BinaryIO,
     guess: int,
     num_frames: int,
     size: tuple[int, int] | None,
     limits: VideoLimits,
     deadline: Deadline,
-) -> Tensor:
+) -> NDArray[np.uint8]:
     """Frames are counted by decoding them; those of the guessed number are taken along."""
     while True:
         indices = sample_indices(guess, num_frames)
@@ -106,9 +124,5 @@ def _by_decoding_all(
         if total == 0:
             raise DyCokeError("no frame can be decoded")
         if total == guess:
-            return _stack(pictures[i] for i in indices)
+            return np.stack([pictures[i] for i in indices])
         guess = total
-
-
-def _stack(pictures: Iterable[NDArray[np.uint8]]) -> Tensor:
-    return torch.from_numpy(np.stack(list(pictures)))

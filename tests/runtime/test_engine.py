@@ -76,10 +76,23 @@ def test_several_prompts_share_a_steps_prefill_tokens(make_client) -> None:
     client = make_client(limits=EngineLimits(prefill_chunk=10))
     for i, length in enumerate((4, 5, 6, 1)):
         client.submit(f"r{i}", [i + 1] * length, 9)
-    client.engine.step()  # 4 + 5 tokens and 1 of the next prompt
-    assert [len(client.tokens(f"r{i}")) for i in range(4)] == [1, 1, 0, 0]
+    client.engine.step()  # 4 of the first; the shortest, 1 and 5
+    assert [len(client.tokens(f"r{i}")) for i in range(4)] == [1, 1, 0, 1]
     client.engine.step()
-    assert [len(client.tokens(f"r{i}")) for i in range(4)] == [2, 2, 1, 1]
+    assert [len(client.tokens(f"r{i}")) for i in range(4)] == [2, 2, 1, 2]
+
+
+def test_a_long_prompt_neither_delays_a_short_one_nor_starves(make_client) -> None:
+    client = make_client(limits=EngineLimits(prefill_chunk=4, max_batch=2))
+    client.submit("long", [1] * 21, 1)
+    client.engine.step()  # 4 of 21
+    for i in range(20):
+        if client.tokens("long"):
+            break
+        client.submit(f"short{i}", [2] * 2, 1)
+        client.engine.step()
+        assert len(client.tokens(f"short{i}")) == 1
+    assert i == 9  # 2 of 17 tokens in each step
 
 
 def test_state_never_leaks_through_recycled_blocks(make_client) -> None:

@@ -156,5 +156,8 @@ def test_lines_and_processes_are_bounded_as_asked(tmp_path: Path) -> None:
         assert policy in config_of(repository, model)
     for model in (p.LLM, p.POSTPROCESSING, p.BLS):
         assert "dynamic_batching" not in config_of(repository, model)
-    assert "count: 3 " in config_of(repository, p.PREPROCESSING)
+    for model in (p.PREPROCESSING, p.VISION):
+        config = config_of(repository, model)
+        assert 'key: "preprocessors" value { string_value: "3" }' in config
+        assert 'key: "max_queue" value { string_value: "5" }' in config
     assert 'key: "max_queue" value { string_value: "5" }' in config_of(repository, p.BLS)

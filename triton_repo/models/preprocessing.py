@@ -1,4 +1,8 @@
-"""Model `preprocessing`: question and video to frames and prompt tokens."""
+"""Model `preprocessing`: question and video to frames and prompt tokens.
+
+One process takes all requests, a thread for each, so that one whose video takes long keeps none
+waiting; videos are read by processes of their own (runtime/video/line.py).
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,24 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from ...bundle.files import open_bundle
+from ...bundle.record import read_record
 from ...core.errors import DyCokeError
 from ...runtime.capacity import Capacity
 from ...runtime.limits import RequestLimits
 from ...runtime.preparation import Arrays, Preparation
+from ...runtime.protocol import PREPROCESSING
 from ...runtime.video.limits import VideoLimits
+from ...runtime.video.line import VideoReader
+from .request_threads import CancelledError, RequestThreads
 from .requests import (
     array,
     check_parameters,
-    error_response,
     parameters,
     scalar,
     tensors,
 )
 from .sampling_inputs import CLIENT_NAMES, read_echo, read_sampling
+from .sender import Sender
 
 
 class TritonPythonModel:
@@ -34,24 +42,38 @@ class TritonPythonModel:
         given = parameters(args)
         bundle = Path(given["bundle"])
         manifest = open_bundle(bundle)
+        limits = RequestLimits.from_parameters(given)
+        record = read_record(bundle / "engines" / given["build"], manifest, bundle)
         self._prepare = Preparation(
             bundle,
             manifest,
             VideoLimits.from_parameters(given),
-            requests=RequestLimits.from_parameters(given),
-            capacity=Capacity.of(bundle, manifest, given["build"]),
+            requests=limits,
+            capacity=Capacity.of_record(manifest, record),
+        )
+        self._reader = VideoReader(limits.preprocessors, limits.max_wait_seconds)
+        self._end: Exception | None = None  # with what each request ends
+        self._threads = RequestThreads(
+            PREPROCESSING, record.max_batch + limits.max_queue, self._respond
         )
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._respond(request) for request in requests]
+    def execute(self, requests: list[Any]) -> list[None]:
+        return self._threads.execute(requests)
 
-    def _respond(self, request: Any) -> Any:
-        try:
-            return pb_utils.InferenceResponse(tensors(self._run(request)))
-        except Exception as error:
-            return error_response(error)
+    def in_flight(self) -> int:
+        return self._threads.held()
 
-    def _run(self, request: Any) -> Arrays:
+    def end_streams(self, error: Exception) -> None:
+        self._end = error
+
+    def finalize(self) -> None:
+        self._threads.close()
+        self._reader.close()
+
+    def _respond(self, request: Any, sender: Sender) -> Any:
+        return pb_utils.InferenceResponse(tensors(self._run(request, sender)))
+
+    def _run(self, request: Any, sender: Sender) -> Arrays:
         check_parameters(request)
         if not request.request_id():
             # Postprocessing tells streams apart by it, and cancelling goes by it.
@@ -62,6 +84,13 @@ class TritonPythonModel:
         read_sampling(request, CLIENT_NAMES)
         read_echo(request, CLIENT_NAMES)
         video, stop_words = array(request, "video_bytes_input"), array(request, "stop_words")
+
+        def still_wanted() -> None:
+            if self._end is not None:
+                raise self._end
+            if sender.is_cancelled():
+                raise CancelledError
+
         return self._prepare(
             scalar(request, "text_input"),
             video=None if video is None else _one(video),
@@ -70,6 +99,7 @@ class TritonPythonModel:
             max_tokens=scalar(request, "max_tokens"),
             stop_words=() if stop_words is None else stop_words.reshape(-1).tolist(),
             text_only=bool(scalar(request, "text_only")),
+            make_frames=lambda work: self._reader.read(work, still_wanted),
         )
 
 

@@ -13,9 +13,15 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from ...bundle.files import open_bundle
+from ...bundle.record import read_record
+from ...runtime.limits import RequestLimits
+from ...runtime.passing import PassingLine
+from ...runtime.protocol import VISION as VISION_TTM
 from ...runtime.stages import VISION
 from ...runtime.vision import load_vision
-from .requests import check_parameters, error_response, parameter
+from .request_threads import CancelledError, RequestThreads
+from .requests import array, check_parameters, error_response, parameter, parameters
+from .sender import Sender
 from .torch_tensors import torch_array, torch_tensor
 
 
@@ -27,10 +33,33 @@ class TritonPythonModel:
         build, kind = parameter(args, "build"), parameter(args, "vision")
         cuda_graph = parameter(args, "cuda_graph") == "true"
         self._vision = load_vision(bundle, build, threads, kind, cuda_graph=cuda_graph)
+        limits = RequestLimits.from_parameters(parameters(args))
+        # On a GPU one run fills the device, and an engine has one context.
+        self._line = PassingLine() if build == "cpu" else None
+        record = read_record(bundle / "engines" / build, self._manifest, bundle)
+        self._threads = RequestThreads(VISION_TTM, record.max_batch + limits.max_queue, self._pass)
         self._on_gpu = parameter(args, "embeds_memory") == "gpu"
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        if self._line is not None:
+            return self._threads.execute(requests)
         return [self._respond(request) for request in requests]
+
+    def in_flight(self) -> int:
+        return self._threads.held()
+
+    def finalize(self) -> None:
+        self._threads.close()
+
+    def _pass(self, request: Any, sender: Sender) -> Any:
+        """Few frames do not wait for many."""
+        assert self._line is not None
+        frames = array(request, "frames")
+        assert frames is not None  # Triton refuses a request without it
+        with self._line.turn(frames.shape[1]):
+            if sender.is_cancelled():
+                raise CancelledError
+            return self._respond(request)
 
     def _respond(self, request: Any) -> Any:
         try:

@@ -90,7 +90,7 @@ def by_seeking(data: bytes, count: int, size: int) -> torch.Tensor:
         index = index_packets(container, stream, LIMITS, LIMITS.deadline())
         make = PictureMaker((size, size), LIMITS)
         seeker = Seeker(container, stream, index, make, LIMITS, LIMITS.deadline())
-        return read._by_seeking(seeker, count)
+        return torch.from_numpy(read._by_seeking(seeker, count))
 
 
 @pytest.mark.parametrize("kind", SEEKABLE)
