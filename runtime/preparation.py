@@ -16,7 +16,6 @@ from .capacity import Capacity
 from .limits import RequestLimits
 from .prompt import PromptBuilder, read_text
 from .protocol import DEFAULT_FRAMES, DEFAULT_MAX_TOKENS
-from .resize import resize
 from .stages import DECODE_VIDEO, PREPROCESS
 from .stop_words import pack_words, read_stop_words, stop_sequences
 from .video.limits import VideoLimits

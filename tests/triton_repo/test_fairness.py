@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from dycoke_trt.bench.experiments.fairness import one_gop
-from dycoke_trt.bench.step_statistics import read_counters
+from dycoke_trt.bench.load.step_statistics import read_counters
 from dycoke_trt.runtime.protocol import BLS, ENSEMBLE, PREPROCESSING
 from dycoke_trt.runtime.video import fork_server
 from dycoke_trt.tests.support import until
