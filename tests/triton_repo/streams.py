@@ -75,6 +75,10 @@ class Connection:
             result, error = self._arrived.get(timeout=PATIENCE)
             yield ("" if result is None else result.get_response().id), result, error
 
+    def arrived(self) -> int:
+        """Replies that came and were not looked at yet."""
+        return self._arrived.qsize()
+
     def cancel(self) -> None:
         self.client.stop_stream(cancel_requests=True)
 
