@@ -39,7 +39,7 @@ class EngineLimits:
 
     max_batch: int = 16
     max_queue: int = 256
-    prefill_chunk: int = 256
+    prefill_chunk: int = 512
     wait_seconds: float = math.inf
     answer_seconds: float = math.inf
 
