@@ -1,6 +1,7 @@
 """The shape of the project: arrows between folders point one way, and `--help` stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +137,12 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "floors" in done.stdout
+
+
+def test_the_page_for_developers_is_the_tree() -> None:
+    page = (ROOT / "docs" / "development.md").read_text()
+    line = " ".join(line.strip() for line in page.splitlines() if line.startswith("    "))
+    assert [re.findall(r"\w+", folders) for folders in line.split("<-")] == LAYERS
+    paths = re.findall(r"`([\w.]+/[\w./]*)`", page)
+    assert len(paths) > 50
+    assert not [path for path in paths if not (ROOT / path).exists()]
