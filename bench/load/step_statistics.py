@@ -1,8 +1,9 @@
 """Queue and compute time of each model of a server, from Triton's own statistics.
 
 Counters of a server only grow, so a measurement is the difference of two readings. A model that
-answers in its own time, as the native LLM step does, has computed for Triton once it has taken the
-request: what it does then is in docs/metrics.md.
+answers in its own time has computed for Triton once it has taken the request: preprocessing, the
+vision step on a CPU and the LLM step in Python. What the last does then is in docs/metrics.md, where
+the time of each goes shows `dycoke profile`.
 """
 
 from __future__ import annotations
