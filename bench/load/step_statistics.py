@@ -2,8 +2,8 @@
 
 Counters of a server only grow, so a measurement is the difference of two readings. A model that
 answers in its own time has computed for Triton once it has taken the request: preprocessing, the
-vision step on a CPU and the LLM step in Python. What the last does then is in docs/metrics.md, where
-the time of each goes shows `dycoke profile`.
+vision step on a CPU and the LLM step in Python. What the last does then is in docs/metrics.md;
+`dycoke profile` has the time of each.
 """
 
 from __future__ import annotations
