@@ -40,8 +40,8 @@ def load_page(report: dict[str, Any]) -> str:
     parts += ["<h2>Rates and outcomes</h2>", _rates(report)]
     parts += [
         "<h2>Steps of the server</h2>",
-        "<p>Milliseconds, mean per request of each model, from Triton's statistics. Preprocessing, the "
-        "vision step on a CPU and the LLM step answer in their own time: of them, these figures hold "
+        "<p>Milliseconds, mean per request of each model, from Triton's statistics. Preprocessing, "
+        "the vision step on a CPU and the LLM step answer in their own time: of them, these hold "
         "only the hand-over; <code>dycoke profile</code> has the whole.</p>",
         _steps(points),
     ]
