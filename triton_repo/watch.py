@@ -48,21 +48,25 @@ class Watch:
             except TimeoutError:
                 if self._hang_seconds and (hanging := self._hanging()):
                     return f"{hanging} gave no sign of life for {self._hang_seconds:.0f} s"
-                if self._is_loaded is not None:
-                    self._stubs = stubs_of(self._server, self._repository)
-                continue
-            if first is None:
-                return None
-            if not isinstance(first, Stub):
-                return f"the server died ({how_it_ended(self._server)})"
+            else:
+                if first is None:
+                    return None
+                if not isinstance(first, Stub):
+                    return f"the server died ({how_it_ended(self._server)})"
+                if self._is_loaded is None:
+                    return _died(first)
             if self._is_loaded is not None:
-                self._stubs = stubs_of(self._server, self._repository)
-                # A client unloaded it, or loaded it again: its new processes are there by now.
-                left = sum(stub.model == first.model for stub in self._stubs)
-                if not self._is_loaded(first.model) or left >= self._instances[first.model]:
-                    continue
-            how = how_it_ended(first.pid)
-            return f"model {first.model} died{f' ({how})' if how else ''}"
+                for stub in self._gone():
+                    # A client unloaded it, or loaded it again: its new processes are there by now.
+                    left = sum(other.model == stub.model for other in self._stubs)
+                    if self._is_loaded(stub.model) and left < self._instances[stub.model]:
+                        return _died(stub)
+
+    def _gone(self) -> list[Stub]:
+        """Takes the processes that there are now; those that are not any more, also such as ended
+        since the wait."""
+        before, self._stubs = self._stubs, stubs_of(self._server, self._repository)
+        return [stub for stub in before if stub not in self._stubs]
 
     def _hanging(self) -> str:
         """Looks once; the process that missed too many looks, or ""."""
@@ -77,3 +81,8 @@ class Watch:
             if looks * LOOK_SECONDS >= self._hang_seconds:
                 return f"model {models[pid]}" if pid in models else "the server"
         return ""
+
+
+def _died(stub: Stub) -> str:
+    how = how_it_ended(stub.pid)
+    return f"model {stub.model} died{f' ({how})' if how else ''}"
