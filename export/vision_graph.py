@@ -34,7 +34,9 @@ IR_VERSION = 9  # the one of opset 20
 INPUT, OUTPUT, ROWS = "frames", "visual_embeds", "kept_rows"
 CACHE = "DYCOKE_GRAPH_CACHE"  # environment: a folder where traced graphs are kept
 _PACKAGE = Path(__file__).parents[1]
-_SOURCES = ("arch/siglip.py", "compress/*.py", "core/ttm.py", "export/vision_graph.py")
+_SOURCES = (
+    "arch/siglip.py", "arch/spec.py", "compress/*.py", "core/ttm.py", "export/vision_graph.py",
+)  # fmt: skip
 
 
 class _Stages(torch.nn.Module):
