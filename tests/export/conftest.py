@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from dycoke_trt.export.checkpoint import Checkpoint, open_checkpoint
+from dycoke_trt.tests.export.chats import model_without_template
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -213,3 +214,9 @@ def run_onnx(onnx_session: Any) -> Any:
         return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
 
     return run
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The demo checkpoint without a chat template."""
+    return model_without_template(tmp_path)

@@ -1,40 +1,27 @@
-"""Chat templates: found, rendered and cut as transformers does, or refused in one line."""
+"""Chat templates: found and rendered as transformers does, or refused in one line."""
 
 from __future__ import annotations
 
 import ast
 import json
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
-import tritonclient.grpc as grpc
 from dycoke_trt.bench.make_checkpoint import CHAT_TEMPLATE as PUBLISHED
-from dycoke_trt.bundle.files import open_bundle
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.demo import CLIPS_DIR, MODEL_DIR
-from dycoke_trt.engines.cpu import build_cpu
 from dycoke_trt.export import chat_template as module
 from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.export.chat_template import ChatTemplate, environment, read_chat_template
 from dycoke_trt.export.checkpoint import Checkpoint
-from dycoke_trt.export.template import render_template
-from dycoke_trt.runtime.pipeline import Pipeline
-from dycoke_trt.runtime.prompt import PromptBuilder
-from dycoke_trt.runtime.protocol import ENSEMBLE, PREPROCESSING
-from dycoke_trt.tests.triton_repo.conftest import SERVER_ENVIRONMENT
-from dycoke_trt.tests.triton_repo.streams import ask, tensor
-from dycoke_trt.triton_repo.launcher import serving
-from dycoke_trt.triton_repo.repository import write_repository
-from tokenizers import AddedToken, Tokenizer
+from dycoke_trt.tests.export.chats import OURS, QUESTION, SPECIAL, edit
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-QUESTION = "What's in the <b>video</b> & why?"
 USER = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]}
 CHATS: list[list[dict[str, Any]]] = [
     [USER],
@@ -46,44 +33,6 @@ CHATS: list[list[dict[str, Any]]] = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "é 你好"}]},
     ],
 ]
-SPECIAL = {"bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-
-
-def turn(body: str, end: str = "<|im_end|>\n", video: str = "<video>\n") -> str:
-    """A template with `body` where a text part stands."""
-    return (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
-        "{% if c['type'] == 'video' %}"
-        + video
-        + "{% elif c['type'] == 'text' %}"
-        + body
-        + "{% endif %}"
-        "{% endfor %}" + end + "{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-
-
-TEXT = "{{ c['text'] }}"
-OURS = {
-    "published": PUBLISHED,
-    "demo": (MODEL_DIR / "chat_template.jinja").read_text(),
-    "llava next": ChatTemplate().text,
-    "generation": turn("{% generation %}{% set x = 1 %}" + TEXT + "{% endgeneration %}{{ x }}"),
-    "generation, trimmed": turn("{%- generation -%} " + TEXT + " {%- endgeneration -%}"),
-    "break": turn(TEXT + "{% break %}"),
-    "continue": turn("{% if not c['text'] %}{% continue %}{% endif %}" + TEXT),
-    "eos": turn(TEXT, end="{{ eos_token }}\n"),
-    "bos": "{{ bos_token }}" + turn(TEXT),
-    "absent token": "{% if unk_token is defined %}!{% endif %}" + turn(TEXT),
-    "tojson": "{{ messages[0] | tojson(indent=2) }}" + turn("{{ c['text'] | tojson }}"),
-    "tools": "{% if tools or documents %}!{% endif %}" + turn(TEXT),
-    "namespace": "{% set n = namespace(i=0) %}" + turn("{% set n.i = n.i + 1 %}{{ n.i }}" + TEXT),
-    "macro": "{% macro say(t) %}[{{ t }}]{% endmacro %}" + turn("{{ say(c['text']) }}"),
-    "indented": "  {% if true %}\n    {{ messages | length }}\n  {% endif %}\n" + turn(TEXT),
-    "raises": "{{ raise_exception('no ' ~ messages[0].role) }}",
-    "no such filter": "{{ messages | nothing }}",
-    "not safe": "{{ messages.__class__.__mro__ }}",
-}
 
 
 def installed_templates() -> dict[str, str]:
@@ -159,20 +108,6 @@ def test_the_published_form() -> None:
     )
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """The demo checkpoint without a template."""
-    directory = tmp_path / "model"
-    shutil.copytree(MODEL_DIR, directory)
-    (directory / "chat_template.jinja").unlink()
-    return directory
-
-
-def edit(path: Path, **values: Any) -> None:
-    old = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps({**old, **values}))
-
-
 FILES: dict[str, dict[str, Any]] = {
     "jinja": {"chat_template.jinja": "J"},
     "json": {"chat_template.json": {"chat_template": "L"}, "chat_template.jinja": "J"},
@@ -246,61 +181,6 @@ def test_special_tokens_that_no_file_names_are_qwen2s(model: Path) -> None:
     assert read_chat_template(model, "hf").special == tokens
 
 
-REFUSED = {
-    "a text model's": (
-        "{% for m in messages %}{{ m['role'] + '\n' + m['content'] }}{% endfor %}",
-        "text model .it takes a text where a video and a question are a list",
-    ),
-    "a text model's that writes the list": (
-        "{% for m in messages %}{{ m['content'] }}{% endfor %}",
-        "text model .it writes no <video>",
-    ),
-    "a text model's that strips": (
-        "{% for m in messages %}{{ m.content.strip() }}{% endfor %}",
-        "text model .it takes a text",
-    ),
-    "the parts' texts alone": (turn(TEXT, video=""), "text model .it writes no <video>"),
-    "the time": ("{{ strftime_now('%Y') }}" + turn(TEXT), r"strftime_now\('%Y'\).*not supported"),
-    "the time, in a macro": (
-        "{% macro now() %}{{ strftime_now('%d %b') }}{% endmacro %}{{ now() }}" + turn(TEXT),
-        "writes the time of the request",
-    ),
-    "an exception": (turn("{{ raise_exception('no video') }}"), "cannot be rendered .no video"),
-    "a type error": (turn("{{ 1 + c['text'] }}"), "cannot be rendered .unsupported operand"),
-    "an unknown tag": (turn("{% video %}"), "cannot be rendered .Encountered unknown tag"),
-    "a division": (turn("{{ 1 / 0 }}"), "cannot be rendered .division by zero"),
-    "a way out": (turn("{{ c.__class__.__mro__[1] }}"), "cannot be rendered .access to attribute"),
-    "two videos": (turn(TEXT, video="<video><video>"), "supported: one <video>"),
-    "question twice": (turn(TEXT + TEXT), "supported: one <video>"),
-    "question first": (
-        "{{ messages[0].content[-1].text }}"
-        "{% if messages[0].content | length > 1 %}<video>{% endif %}",
-        "supported: one <video>",
-    ),
-    "another ending": (
-        turn(TEXT) + "{% if messages[0].content | length > 1 %}!{% endif %}",
-        "the same ending",
-    ),
-    "a trimmed question": (turn("{{ c['text'] | trim }}"), "changes the question"),
-    "an escaped question": (turn("{{ c['text'] | e }}"), "changes the question"),
-    "no question": (turn(""), "supported: one <video>"),
-}
-
-
-@pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
-def test_templates_that_are_refused(text: str, message: str) -> None:
-    tokenizer = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
-    with pytest.raises(DyCokeError, match=f"^here: .*{message}") as caught:
-        render_template(ChatTemplate(text, "here"), tokenizer)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_time_that_is_not_reached_is_no_reason() -> None:
-    template = ChatTemplate("{% if tools %}{{ strftime_now('%Y') }}{% endif %}" + turn(TEXT))
-    tokenizer = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
-    assert render_template(template, tokenizer).span_start > 0
-
-
 def test_refusals_come_before_any_weight(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,97 +207,3 @@ def test_refusals_come_before_any_weight(
     config["text_config"].pop("eos_token_id")
     (model / "config.json").write_text(json.dumps(config))
     refused("names no eos_token_id")
-
-
-def test_a_tokenizer_that_adds_tokens_is_refused(model: Path, tmp_path: Path) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    (model / "chat_template.jinja").write_text(PUBLISHED)
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    tokenizer.post_processor = TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 407)]
-    )
-    tokenizer.save(str(model / "tokenizer.json"))
-    with pytest.raises(DyCokeError, match=r"adds <\|endoftext\|> to every text"):
-        export_bundle(model, tmp_path / "bundle", DyCokeConfig(), dtype="float32")
-
-
-def transformers_ids(model: Path, text: str, visual_tokens: int, base: int) -> list[int]:
-    """The processor's: the rendered chat with one video token per visual one, tokenised."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]}]
-    prompt = tokenizer.apply_chat_template(
-        chat, chat_template=text, tokenize=False, add_generation_prompt=True
-    )
-    assert prompt.count("<video>") == 1
-    ids = tokenizer(prompt.replace("<video>", "<video>" * visual_tokens))["input_ids"]
-    video = tokenizer.convert_tokens_to_ids("<video>")
-    assert ids.count(video) == visual_tokens
-    first = ids.index(video)
-    return [base + at - first if token == video else token for at, token in enumerate(ids)]
-
-
-@pytest.mark.parametrize("name", ["published", "eos", "break", "generation, trimmed", "llava next"])
-@pytest.mark.parametrize("strip", [(), ("lstrip",), ("rstrip",), ("lstrip", "rstrip")], ids=str)
-def test_ids_are_those_of_transformers(model: Path, name: str, strip: tuple[str, ...]) -> None:
-    """Also where the video's token takes the space beside it."""
-    (model / "chat_template.jinja").write_text(OURS[name])
-    if strip:
-        tokenizer = json.loads((model / "tokenizer.json").read_text())
-        token = next(t for t in tokenizer["added_tokens"] if t["content"] == "<video>")
-        token |= dict.fromkeys(strip, True)
-        (model / "tokenizer.json").write_text(json.dumps(tokenizer))
-        config = json.loads((model / "tokenizer_config.json").read_text())
-        config["added_tokens_decoder"]["411"] |= dict.fromkeys(strip, True)
-        config["additional_special_tokens"].remove("<video>")  # a plain text there has no flags
-        (model / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    template = render_template(read_chat_template(model, "hf"), tokenizer)
-    middle = tokenizer.encode(
-        template.middle + QUESTION + template.suffix, add_special_tokens=False
-    )
-    prefix = tokenizer.encode(template.prefix, add_special_tokens=False).ids
-    wanted = transformers_ids(model, OURS[name], 3, 512)
-    assert [*prefix, 512, 513, 514, *middle.ids] == wanted
-    assert template.span_start == wanted.index(512)
-
-
-def test_another_video_token(model: Path) -> None:
-    (model / "chat_template.jinja").write_text(turn(TEXT, video="<|vision_start|><|video_pad|>"))
-    for name in ("processor_config.json", "tokenizer_config.json"):
-        edit(model / name, video_token="<|video_pad|>")
-        template = read_chat_template(model, "hf")
-        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-        tokenizer.add_special_tokens([AddedToken("<|video_pad|>", normalized=False)])
-        cut = render_template(template, tokenizer)
-        assert cut.prefix.endswith("<|vision_start|>")
-        assert cut.middle == ""
-    edit(model / "tokenizer_config.json", video_token="<video>")  # the tokenizer's comes first
-    assert read_chat_template(model, "hf").video == "<video>"
-
-
-def test_the_published_form_through_export_server_and_ask(model: Path, tmp_path: Path) -> None:
-    (model / "chat_template.jinja").write_text(PUBLISHED)
-    bundle, clip = tmp_path / "bundle", CLIPS_DIR / "describe.mp4"
-    config = DyCokeConfig()
-    manifest = export_bundle(model, bundle, config, dtype="float32", max_frames=8)
-    visual = manifest.visual_tokens(8)
-    wanted = transformers_ids(model, PUBLISHED, visual, manifest.visual_token_base)
-    assert manifest.template.span_start == wanted.index(manifest.visual_token_base)
-    assert PromptBuilder(bundle, open_bundle(bundle)).build(QUESTION, visual) == wanted
-    build_cpu(bundle, kv_tokens=1_024, tokens_per_block=8, max_batch=1)
-    pipeline = Pipeline.from_record(bundle)
-    answer = pipeline.ask(pipeline.read(clip, 8), QUESTION, max_tokens=2)
-    assert answer.prompt_tokens == len(wanted)
-    repository = write_repository(bundle, tmp_path / "repository", threads=1)
-    with serving(repository, environment=SERVER_ENVIRONMENT) as server:
-        given = {"text_input": QUESTION, "video_file_input": clip.read_bytes(), "num_frames": 8}
-        tensors = [tensor(name, value) for name, value in given.items()]
-        with grpc.InferenceServerClient(server.grpc) as client:
-            prompt = client.infer(PREPROCESSING, tensors, request_id="published")
-        assert prompt.as_numpy("input_ids").tolist() == [wanted]
-        options = {"max_tokens": 2, "return_num_input_tokens": True}
-        reply = ask(server.grpc, ENSEMBLE, given | options)
-        assert (reply.text, reply.input_tokens) == (answer.text, len(wanted))

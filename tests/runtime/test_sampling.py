@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.runtime.sampling import Sampling, sample
+from dycoke_trt.tests.runtime.tiny import Client
 
 
 @pytest.mark.parametrize(
@@ -61,3 +64,33 @@ def test_logits_that_are_no_numbers_are_an_error(value: float, sampling: Samplin
         sample(logits, sampling, sampling.generator())
     logits[4] = 1.5  # the only token that is allowed
     assert sample(logits, sampling, sampling.generator()) == 4
+
+
+def test_seeded_sampling_does_not_depend_on_neighbours(make_client) -> None:
+    sampling = Sampling(temperature=1.3, top_k=0, top_p=0.95, seed=7)
+    alone = make_client()
+    alone.submit("r", [1, 2], 12, sampling=sampling)
+    alone.engine.run_until_idle()
+    crowd = make_client()
+    for i in range(5):
+        crowd.submit(f"n{i}", [i + 1], 12, sampling=Sampling(top_k=5, seed=i))
+    crowd.submit("r", [1, 2], 12, sampling=sampling)
+    crowd.engine.run_until_idle()
+    assert crowd.tokens("r") == alone.tokens("r")
+    other = make_client()
+    other.submit("r", [1, 2], 12, sampling=Sampling(temperature=1.3, top_k=0, top_p=0.95, seed=8))
+    other.engine.run_until_idle()
+    assert other.tokens("r") != alone.tokens("r")
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-39, 1e-30])
+@pytest.mark.parametrize("top_p", [5e-324, 1e-45, 0.5, 1.0])
+def test_a_temperature_near_zero_is_greedy(
+    make_client: Callable[..., Client], temperature: float, top_p: float
+) -> None:
+    client = make_client()
+    client.submit("greedy", [1, 2, 3], 8)
+    cold = Sampling(temperature=temperature, top_k=0, top_p=top_p, seed=1)
+    client.submit("cold", [1, 2, 3], 8, sampling=cold)
+    client.engine.run_until_idle()
+    assert client.tokens("cold") == client.tokens("greedy") != []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from dycoke_trt.runtime.stopping import WordMatcher
+from dycoke_trt.tests.runtime.tiny import VOCAB
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,3 +45,32 @@ def test_the_cost_of_a_token_does_not_grow_with_the_words() -> None:
 def test_an_empty_word_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         WordMatcher([[]])
+
+
+def test_end_and_stop_tokens(make_client) -> None:
+    free = make_client()
+    free.submit("r", [1, 2, 3], 12)
+    free.engine.run_until_idle()
+    answer = free.tokens("r")
+
+    client = make_client()
+    client.submit("end", [1, 2, 3], 12, end_ids=frozenset([answer[4]]))
+    client.submit("stop", [1, 2, 3], 12, stop=((VOCAB - 1,), tuple(answer[5:8])))
+    client.engine.run_until_idle()
+    assert client.tokens("end") == answer[: answer.index(answer[4])]
+    assert client.finish("end") == "end"
+    assert client.finish("stop") == "stop"
+    cut = next(i for i in range(len(answer)) if answer[i : i + 3] == answer[5:8])
+    assert client.tokens("stop") == answer[:cut]
+
+
+def test_a_half_stop_sequence_is_delivered_in_the_end(make_client) -> None:
+    free = make_client()
+    free.submit("r", [4, 5], 6)
+    free.engine.run_until_idle()
+    answer = free.tokens("r")
+    client = make_client()
+    client.submit("r", [4, 5], 6, stop=((answer[-1], VOCAB - 1, VOCAB - 2),))
+    client.engine.run_until_idle()
+    assert client.tokens("r") == answer
+    assert client.finish("r") == "length"

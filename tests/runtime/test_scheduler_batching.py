@@ -7,11 +7,8 @@ import threading
 import pytest
 import torch
 from dycoke_trt.core.config import DyCokeConfig
-from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.errors import DyCokeError, QueueFullError
-from dycoke_trt.runtime.sampling import Sampling
 from dycoke_trt.runtime.scheduler import EngineLimits
-from dycoke_trt.runtime.selection import StepTrace
 from dycoke_trt.tests.runtime.tiny import VOCAB, video_prompt
 
 PRUNED = DyCokeConfig(l=2, p=0.5)
@@ -109,39 +106,6 @@ def test_state_never_leaks_through_recycled_blocks(make_client) -> None:
     assert [used.tokens(f"r{seed}") for seed in range(6)] == expected
 
 
-def test_pruning_really_happens_and_is_traced(make_client) -> None:
-    steps: list[tuple[str, StepTrace]] = []
-    client = make_client(PRUNED, trace=lambda request, step: steps.append((request, step)))
-    submit(client, "r", 3)
-    client.engine.run_until_idle()
-    assert len(steps) == 11  # the first of 12 tokens comes from the prefill
-    assert all(request == "r" for request, _ in steps)
-    assert steps[0][1].decision == Decision.RESELECT
-    for _, step in steps:
-        assert len(step.scores) == 23
-        assert len(step.kept) < 23
-        assert 0 < step.scores.sum() < 1
-
-
-def test_pruning_changes_answers(make_client) -> None:
-    pruned, off = make_client(PRUNED, blocks=256), make_client(DyCokeConfig.off(), blocks=256)
-    for client in (pruned, off):
-        for seed in range(8):
-            submit(client, f"r{seed}", seed)
-        client.engine.run_until_idle()
-    assert any(pruned.tokens(f"r{seed}") != off.tokens(f"r{seed}") for seed in range(8))
-
-
-def test_p_zero_equals_no_pruning(make_client) -> None:
-    answers = []
-    for config in (DyCokeConfig.off(), DyCokeConfig(k=0.7, p=0.0)):
-        client = make_client(config)
-        submit(client, "r", 4)
-        client.engine.run_until_idle()
-        answers.append(client.tokens("r"))
-    assert answers[0] == answers[1]
-
-
 def test_a_request_that_must_wait_waits_and_is_not_overtaken(make_client) -> None:
     client = make_client(blocks=20, limits=EngineLimits(max_batch=4))
     client.submit("long", [1] * 40, 8)  # 12 of 20 blocks
@@ -205,69 +169,6 @@ def test_refusals_leave_nothing_behind(make_client) -> None:
     assert client.engine.in_flight() == 2
     client.engine.run_until_idle()
     assert client.engine.blocks.free == 4
-
-
-def test_end_and_stop_tokens(make_client) -> None:
-    free = make_client()
-    free.submit("r", [1, 2, 3], 12)
-    free.engine.run_until_idle()
-    answer = free.tokens("r")
-
-    client = make_client()
-    client.submit("end", [1, 2, 3], 12, end_ids=frozenset([answer[4]]))
-    client.submit("stop", [1, 2, 3], 12, stop=((VOCAB - 1,), tuple(answer[5:8])))
-    client.engine.run_until_idle()
-    assert client.tokens("end") == answer[: answer.index(answer[4])]
-    assert client.finish("end") == "end"
-    assert client.finish("stop") == "stop"
-    cut = next(i for i in range(len(answer)) if answer[i : i + 3] == answer[5:8])
-    assert client.tokens("stop") == answer[:cut]
-
-
-def test_a_half_stop_sequence_is_delivered_in_the_end(make_client) -> None:
-    free = make_client()
-    free.submit("r", [4, 5], 6)
-    free.engine.run_until_idle()
-    answer = free.tokens("r")
-    client = make_client()
-    client.submit("r", [4, 5], 6, stop=((answer[-1], VOCAB - 1, VOCAB - 2),))
-    client.engine.run_until_idle()
-    assert client.tokens("r") == answer
-    assert client.finish("r") == "length"
-
-
-def test_seeded_sampling_does_not_depend_on_neighbours(make_client) -> None:
-    sampling = Sampling(temperature=1.3, top_k=0, top_p=0.95, seed=7)
-    alone = make_client()
-    alone.submit("r", [1, 2], 12, sampling=sampling)
-    alone.engine.run_until_idle()
-    crowd = make_client()
-    for i in range(5):
-        crowd.submit(f"n{i}", [i + 1], 12, sampling=Sampling(top_k=5, seed=i))
-    crowd.submit("r", [1, 2], 12, sampling=sampling)
-    crowd.engine.run_until_idle()
-    assert crowd.tokens("r") == alone.tokens("r")
-    other = make_client()
-    other.submit("r", [1, 2], 12, sampling=Sampling(temperature=1.3, top_k=0, top_p=0.95, seed=8))
-    other.engine.run_until_idle()
-    assert other.tokens("r") != alone.tokens("r")
-
-
-def test_a_failing_step_ends_every_running_request(make_client, monkeypatch) -> None:
-    client = make_client()
-    client.submit("a", [1], 5)
-    client.submit("b", [2], 5)
-    client.engine.step()
-
-    def broken(*_: object) -> torch.Tensor:
-        raise RuntimeError("broken")
-
-    monkeypatch.setattr(client.engine.runner, "decode", broken)
-    with pytest.raises(RuntimeError, match="broken"):
-        client.engine.step()
-    assert client.finish("a") == client.finish("b") == "failed"
-    assert client.engine.blocks.free == client.engine.blocks.num_blocks
-    assert client.engine.in_flight() == 0
 
 
 def test_submitting_from_other_threads(make_client) -> None:

@@ -1,10 +1,8 @@
-"""Block ownership and paged attention of the native backend, each against a slow form."""
+"""Paged attention on a CPU against the method's own, slow form."""
 
 from __future__ import annotations
 
-import pytest
 import torch
-from dycoke_trt.arch.operators import SLICE, few_rows
 from dycoke_trt.core import attention as reference
 from dycoke_trt.core import pool as kv_pool
 from dycoke_trt.core.pool import PoolLayout, encode_table
@@ -14,37 +12,8 @@ from dycoke_trt.runtime.attention.cpu import (
     prefill_attention,
     write_chunk,
 )
-from dycoke_trt.runtime.blocks import BlockPool, blocks_for
 from hypothesis import given
 from hypothesis import strategies as st
-
-
-@given(st.lists(st.integers(1, 5), max_size=8), st.randoms())
-def test_blocks_belong_to_one_owner(sizes: list[int], random) -> None:
-    pool = BlockPool(20)
-    owned: list[list[int]] = []
-    for size in sizes:
-        if size > pool.free:
-            with pytest.raises(ValueError, match="free"):
-                pool.allocate(size)
-            pool.release(owned.pop(random.randrange(len(owned))))
-            continue
-        owned.append(pool.allocate(size))
-    flat = [block for blocks in owned for block in blocks]
-    assert len(set(flat)) == len(flat)
-    assert pool.free == 20 - len(flat)
-    for blocks in owned:
-        pool.release(blocks)
-    assert sorted(pool.allocate(20)) == list(range(20))
-
-
-def test_freeing_twice_is_a_bug() -> None:
-    pool = BlockPool(3)
-    blocks = pool.allocate(2)
-    pool.release(blocks)
-    with pytest.raises(ValueError, match="free already"):
-        pool.release(blocks)
-    assert [blocks_for(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
 
 @given(
@@ -80,22 +49,6 @@ def test_paged_attention_equals_core(
     mask &= torch.arange(width * size) < lengths[:, None]
     expected = reference.masked_attention(query, keys.transpose(1, 2), values.transpose(1, 2), mask)
     torch.testing.assert_close(got, expected.flatten(1), atol=1e-5, rtol=0)
-
-
-@given(
-    rows=st.integers(1, 20), width=st.integers(1, 40), outputs=st.integers(1, 4 * SLICE),
-    whole=st.booleans(), biased=st.booleans(), seed=st.integers(0, 2**31),
-)  # fmt: skip
-def test_products_of_few_rows(
-    rows: int, width: int, outputs: int, whole: bool, biased: bool, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    if whole:
-        outputs = -(-outputs // SLICE) * SLICE
-    x, weight = torch.randn(rows, width), torch.randn(outputs, width)
-    bias = torch.randn(outputs) if biased else None
-    expected = torch.nn.functional.linear(x, weight, bias)
-    torch.testing.assert_close(few_rows(x, weight, bias), expected, atol=1e-4, rtol=0)
 
 
 @given(past=st.integers(0, 9), count=st.integers(1, 9), seed=st.integers(0, 2**31))
