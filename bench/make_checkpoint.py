@@ -25,12 +25,12 @@ from torch import Tensor
 
 from ..arch.spec import DecoderSpec, TowerSpec
 from ..bundle.files import atomic_directory
+from ..bundle.safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..cost.dims import PRESETS, LlmDims, ModelDims, VisionDims, preset
 from ..demo import MODEL_DIR
-from ..export.dtypes import TORCH_DTYPES, DTypeName
 from ..export.names import llm_shapes, vision_shapes
-from ..export.safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
 
 SHARD_BYTES = 4 << 30
 # What published checkpoints render: role, images, videos, a line, the text, no line after an end.
@@ -61,7 +61,7 @@ _PREFIXES = {
 def make_checkpoint(
     directory: Path,
     dims: ModelDims,
-    dtype: DTypeName = "bf16",
+    dtype: Dtype = Dtype.BF16,
     *,
     heads: int = 16,
     seed: int = 0,
@@ -87,8 +87,8 @@ def make_checkpoint(
         TensorPlan(
             _source_name(name),
             shape,
-            TORCH_DTYPES[dtype],
-            partial(_draw, name, shape, TORCH_DTYPES[dtype], generator),
+            dtype.torch,
+            partial(_draw, name, shape, dtype.torch, generator),
         )
         for name, shape in shapes.items()
     ]
@@ -113,7 +113,7 @@ def make_servable(directory: Path, llm: LlmDims, *, seed: int = 0) -> None:
     minutes per video on a CPU.
     """
     vision = VisionDims(layers=4, hidden=96, intermediate=288, patch=8, patches_per_side=12)
-    make_checkpoint(directory, ModelDims("servable", llm, vision), "fp32", heads=3, seed=seed)
+    make_checkpoint(directory, ModelDims("servable", llm, vision), Dtype.FP32, heads=3, seed=seed)
 
 
 def _write_processors(directory: Path, vision: TowerSpec) -> None:
@@ -197,13 +197,12 @@ def _image_size(dims: ModelDims) -> int:
     return 384 if covered == 378 else covered
 
 
-def _config(dims: ModelDims, vision: TowerSpec, dtype: DTypeName) -> Mapping[str, Any]:
-    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+def _config(dims: ModelDims, vision: TowerSpec, dtype: Dtype) -> Mapping[str, Any]:
     ids = _special_ids()
     return {
         "architectures": ["LlavaOnevisionForConditionalGeneration"],
         "model_type": "llava_onevision",
-        "torch_dtype": names[dtype],
+        "torch_dtype": dtype,
         "image_token_index": ids["<image>"],
         "video_token_index": ids["<video>"],
         "image_grid_pinpoints": _pinpoints(vision.image_size),
@@ -245,10 +244,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--model", default="llava-ov-7b", choices=list(PRESETS))
-    parser.add_argument("--dtype", default="bf16", choices=list(TORCH_DTYPES))
+    parser.add_argument("--dtype", default=Dtype.BF16, choices=list(Dtype))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    total = make_checkpoint(args.directory, preset(args.model), args.dtype, seed=args.seed)
+    total = make_checkpoint(args.directory, preset(args.model), Dtype(args.dtype), seed=args.seed)
     print(f"{args.directory}: {args.model}, {args.dtype}, {total / 1e9:.2f} GB")
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from ..arch.registry import families
@@ -16,6 +15,7 @@ from ..arch.spec import PixelScale, TowerSpec, VisionSpec
 from ..compress.base import compressor_of, visual_tokens
 from ..compress.newlines import Newline
 from ..core.config import DyCokeConfig
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..cost.dims import VisionDims
 from .paths import MANIFEST
@@ -65,7 +65,7 @@ class Vision(_Strict):
     tower: Tower | None = None
     newline: Newline = "one_token"
     tokens_per_frame: int = Field(gt=0)
-    dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: Dtype
     frames_multiple: Literal[4] = 4
     max_frames: int = Field(ge=4)
 
@@ -80,7 +80,7 @@ class Llm(_Strict):
     head_dim: int
     vocab: int
     max_positions: int
-    dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: Dtype
     tp: int = Field(ge=1)
 
 
@@ -171,7 +171,7 @@ class Manifest(_Strict):
         tower, scale = self.tower()
         compressor = compressor_of(self.config, self.vision.tokens_per_frame)
         spec = VisionSpec(tower, self.llm.hidden, scale, compressor, self.vision.newline)
-        return VisionModel(spec, getattr(torch, self.vision.dtype), attention=attention)
+        return VisionModel(spec, self.vision.dtype.torch, attention=attention)
 
     def visual_tokens(self, frames: int) -> int:
         """V of a video of `frames` frames, newlines included.

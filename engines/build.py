@@ -17,6 +17,7 @@ from pathlib import Path
 from ..bundle.files import bundle_hash, open_bundle
 from ..bundle.manifest import Manifest
 from ..bundle.record import EngineRecord, engine_files, write_record
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from .build_plan import BuildPlan
 from .installed import plugin_library, require_tensorrt
@@ -72,7 +73,7 @@ def build_engines(bundle: Path, plan: BuildPlan, plugin: Path | None = None) -> 
 
 def check_buildable(bundle: Path, manifest: Manifest, plan: BuildPlan) -> None:
     """Raises DyCokeError for what would fail after hours, or only while serving."""
-    if manifest.llm.dtype == "float32":
+    if manifest.llm.dtype == Dtype.FP32:
         raise DyCokeError(
             f"{bundle} is float32: TensorRT-LLM's paged attention runs 16-bit floats; export with "
             "--dtype bfloat16 or float16"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..core.config import DyCokeConfig
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..cost.dims import LlmDims, ModelDims
 from ..cost.floors import prompt_table_traffic
@@ -32,13 +33,13 @@ BLOCKS = (16, 32, 64, 128)  # tokens per KV block of TensorRT-LLM's fast decode 
 
 @dataclass(frozen=True)
 class Model:
-    """What a plan needs to know of a model. element: bytes of a weight and of a cached K or V."""
+    """What a plan needs to know of a model. dtype: of weights and cached K and V."""
 
     dims: ModelDims
     vision_weights: int  # bytes of the vision graph's weights
     max_frames: int
     max_positions: int
-    element: int
+    dtype: Dtype
     tp: int
     config: DyCokeConfig
 
@@ -175,7 +176,7 @@ def plan_build(
 
 
 def _plan(model: Model, target: Target, block: int, batch: int, fraction: float) -> BuildPlan:
-    llm, tp, element = model.llm, model.tp, model.element
+    llm, tp, element = model.llm, model.tp, model.dtype.bytes
     visual = model.visual_tokens(model.max_frames)
     longest_input = min(visual + TEXT_TOKENS, model.max_positions - 1)
     longest = min(longest_input + NEW_TOKENS, model.max_positions)
@@ -208,7 +209,7 @@ def _plan(model: Model, target: Target, block: int, batch: int, fraction: float)
 
 def _table_bytes(model: Model) -> int:
     """Of the longest video's prompt embedding table; every rank has all of it."""
-    return model.visual_tokens(model.max_frames) * model.llm.hidden * model.element
+    return model.visual_tokens(model.max_frames) * model.llm.hidden * model.dtype.bytes
 
 
 def _most_sequences(model: Model, profile: str) -> int:
@@ -219,7 +220,8 @@ def _most_sequences(model: Model, profile: str) -> int:
     if share is None:
         return MOST_SEQUENCES
     embedding = model.llm.vocab * model.llm.hidden
-    read = (rank_weights(model.llm, model.tp) - embedding) * model.element  # of it a row per token
+    read = rank_weights(model.llm, model.tp) - embedding  # of that a row per token
+    read *= model.dtype.bytes
     fits = [
         batch
         for batch in range(1, MOST_SEQUENCES + 1)
@@ -232,11 +234,11 @@ def _activations(model: Model, packed: int, batch: int) -> int:
     """An estimate: live tensors of one LLM layer and of one vision layer, logits."""
     llm, vision = model.llm, model.dims.vision
     width = 4 * llm.hidden + (2 * llm.heads * llm.head_dim + 2 * llm.intermediate) // model.tp
-    step = packed * width * model.element
+    step = packed * width * model.dtype.bytes
     logits = 3 * batch * llm.vocab * 4  # fp32, and what sampling copies
     patches = model.max_frames * vision.patches
-    tower = patches * (4 * vision.hidden + vision.intermediate) * model.element
-    features = model.max_frames * vision.tokens_per_frame * llm.hidden * (4 + model.element)
+    tower = patches * (4 * vision.hidden + vision.intermediate) * model.dtype.bytes
+    features = model.max_frames * vision.tokens_per_frame * llm.hidden * (4 + model.dtype.bytes)
     return step + logits + tower + features
 
 

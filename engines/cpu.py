@@ -10,6 +10,7 @@ import numpy as np
 from ..bundle.files import bundle_hash, open_bundle
 from ..bundle.paths import ENGINES, VISION_GRAPH
 from ..bundle.record import EngineRecord, write_record
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 
 
@@ -32,7 +33,7 @@ def build_cpu(bundle: Path, *, kv_tokens: int, tokens_per_block: int, max_batch:
         raise DyCokeError(
             f"{bundle} has TP={manifest.llm.tp}, a CPU runs one rank: export with --tp 1"
         )
-    if manifest.vision.dtype == "bfloat16":
+    if manifest.vision.dtype == Dtype.BF16:
         raise DyCokeError(
             f"{bundle}: ONNX Runtime on a CPU cannot run a bfloat16 graph: export with "
             "--dtype float32"

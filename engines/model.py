@@ -10,11 +10,11 @@ from ..bundle.files import open_bundle
 from ..bundle.manifest import Manifest
 from ..bundle.paths import VISION_FILES
 from ..core.config import DyCokeConfig
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..cost.dims import PRESETS, LlmDims, ModelDims, VisionDims, preset
 from .build_plan import Model
 
-ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PRESET_POSITIONS = 32_768  # max_position_embeddings of all three
 
 
@@ -41,7 +41,7 @@ def model_of_bundle(bundle: Path) -> Model:
         vision_weights=sum(manifest.parts[n].size for n in VISION_FILES if n in manifest.parts),
         max_frames=manifest.vision.max_frames,
         max_positions=manifest.llm.max_positions,
-        element=ELEMENT_BYTES[manifest.llm.dtype],
+        dtype=manifest.llm.dtype,
         tp=manifest.llm.tp,
         config=manifest.config,
     )
@@ -67,7 +67,7 @@ def model_of_preset(name: str, *, tp: int, max_frames: int, config: DyCokeConfig
         vision_weights=2 * dims.vision_weights,
         max_frames=max_frames,
         max_positions=PRESET_POSITIONS,
-        element=2,
+        dtype=Dtype.BF16,
         tp=tp,
         config=config,
     )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.config import DyCokeConfig
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 
 Fields = dict[str, NDArray[Any]]
@@ -38,7 +39,7 @@ def select_fields(
 ) -> Fields:
     """DycokeSelect. layers: of the KV pool; visual_base: ids from here on are visual."""
     shape = _manifest(kernels)["shape"]
-    element = 4 if shape["dtype"] == "float32" else 2
+    element = Dtype(shape["dtype"]).bytes
     block_bytes = layers * 2 * shape["kv_heads"] * tokens_per_block * shape["head_dim"] * element
     return {
         "images": pack_images(kernels, SELECT_KERNELS, tokens_per_block),

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from .installed import plugin_library, version_of
 from .plugin_fields import rope_fields
@@ -26,8 +27,6 @@ HOST = "host_request_types"
 PROMPT, LENGTHS = 5, (9, 12)  # tokens of the prompt row, lengths of the decoding rows
 POSITIONS = 16
 _PATIENCE = 300  # seconds for one engine
-_TORCH_DTYPE = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
-_TRT_DTYPE = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def define(trt: Any, network: Any, interface: str, kernels: Path) -> None:
     shape = shape_of(kernels)
     width = (shape["heads"] + 2 * shape["kv_heads"]) * shape["head_dim"]
     known: dict[str, tuple[str, tuple[int, ...]]] = {
-        "qkv": (_TRT_DTYPE[shape["dtype"]], (-1, width)),
+        "qkv": (Dtype(shape["dtype"]).tensorrt, (-1, width)),
         "cos_sin": ("FLOAT", (1, POSITIONS * shape["head_dim"])),
     }
     inputs = []
@@ -116,7 +115,7 @@ def example(shape: dict[str, Any]) -> dict[str, Any]:
     table = torch.stack([angles.cos(), angles.sin()], -1).reshape(1, -1)
     ints = torch.int32
     return {
-        "qkv": qkv.to(getattr(torch, _TORCH_DTYPE[shape["dtype"]])),
+        "qkv": qkv.to(Dtype(shape["dtype"]).torch),
         "cos_sin": table.float(),
         "sequence_length": torch.tensor([PROMPT, *LENGTHS], dtype=ints),
         "context_lengths": torch.tensor([PROMPT, *(length - 1 for length in LENGTHS)], dtype=ints),

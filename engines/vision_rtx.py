@@ -35,7 +35,6 @@ from .vision_plan import PLAN_FILE, ProfileRange, profile_ranges
 
 CACHE_FILE = "vision_ttm.runtime-cache"  # kernels compiled on the GPU; no part of the record
 INPUT, OUTPUT = "frames", "visual_embeds"
-_ELEMENT = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def check_io(engine: CompiledEngine, manifest: Manifest, who: str) -> None:
         INPUT: ("Input", Tensor(INPUT, (-1, -1, 3, side, side), "UInt8")),
         OUTPUT: (
             "Output",
-            Tensor(OUTPUT, (-1, -1, manifest.llm.hidden), _ELEMENT[manifest.vision.dtype]),
+            Tensor(OUTPUT, (-1, -1, manifest.llm.hidden), manifest.vision.dtype.tensorrt),
         ),
     }
     for name, (mode, tensor) in wanted.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..core.config import DyCokeConfig
+from ..core.dtype import Dtype
 from ..core.reselection import tokens_kept
 from ..demo.tokenizer import prompt_prefix, prompt_suffix
 from ..export.checkpoint import open_checkpoint
@@ -30,7 +31,7 @@ class NativeAnswerer(Answerer):
         super().__init__(model_dir)
         with tempfile.TemporaryDirectory() as folder:
             llm = Path(folder) / "llm"
-            export_llm(open_checkpoint(model_dir), llm, DyCokeConfig.off(), "fp32")
+            export_llm(open_checkpoint(model_dir), llm, DyCokeConfig.off(), Dtype.FP32)
             self._llm = load_weights(llm)
         self._block = tokens_per_block
         self._engines: dict[DyCokeConfig, Scheduler] = {}

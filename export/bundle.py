@@ -9,13 +9,11 @@ from ..bundle.files import atomic_directory, atomic_write, describe_parts
 from ..bundle.manifest import Manifest, Tower
 from ..bundle.paths import KERNELS, MANIFEST
 from ..core.config import DyCokeConfig
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from .checkpoint import open_checkpoint
-from .dtypes import DTypeName
 from .kernel_images import check_kernel_targets, export_kernels
 from .model import ExportedParts, export_parts
-
-DTYPES: dict[str, DTypeName] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 def export_bundle(
@@ -37,8 +35,8 @@ def export_bundle(
     kernel_targets: what to compile kernels for (export/kernel_images.py); none by default.
     replace: an old bundle of that name may go. Raises DyCokeError, one line, for whatever is wrong.
     """
-    if dtype not in DTYPES:
-        raise DyCokeError(f"dtype={dtype!r} is not allowed; allowed: {', '.join(DTYPES)}")
+    if dtype not in list(Dtype):
+        raise DyCokeError(f"dtype={dtype!r} is not allowed; allowed: {', '.join(Dtype)}")
     if max_frames < 4 or max_frames % 4:
         raise DyCokeError(f"max_frames={max_frames} is not allowed; allowed: a multiple of 4")
     if kernel_targets:
@@ -52,7 +50,7 @@ def export_bundle(
         )
     config.check_layers(checkpoint.llm.dims.layers)
     with atomic_directory(target, replace=replace) as work:
-        parts = export_parts(checkpoint, work, config, DTYPES[dtype], tp)
+        parts = export_parts(checkpoint, work, config, Dtype(dtype), tp)
         manifest = _manifest(parts, work, max_frames)
         if kernel_targets:
             export_kernels(manifest.llm, work / KERNELS, kernel_targets)
@@ -65,7 +63,6 @@ def _manifest(parts: ExportedParts, work: Path, max_frames: int) -> Manifest:
     llm, vision = parts.llm_dims, parts.vision
     assert vision is not None
     assert parts.tower is not None
-    dtype = next(name for name, short in DTYPES.items() if short == parts.dtype)
     return Manifest.model_validate(
         {
             "exporter": f"dycoke-trt {version('dycoke-trt')}",
@@ -77,7 +74,7 @@ def _manifest(parts: ExportedParts, work: Path, max_frames: int) -> Manifest:
                 "tower": Tower.of(parts.tower, vision.pixel_scale),
                 "newline": parts.newline,
                 "tokens_per_frame": vision.tokens_per_frame,
-                "dtype": dtype,
+                "dtype": parts.dtype,
                 "max_frames": max_frames,
             },
             "llm": {
@@ -88,7 +85,7 @@ def _manifest(parts: ExportedParts, work: Path, max_frames: int) -> Manifest:
                 "head_dim": llm.head_dim,
                 "vocab": llm.vocab,
                 "max_positions": parts.max_positions,
-                "dtype": dtype,
+                "dtype": parts.dtype,
                 "tp": parts.tp,
             },
             "template": parts.template,

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bundle.json_file import read_json
 from ..core.errors import DyCokeError
-from .json_file import read_json
 from .model_config import SourceKind
 
 if TYPE_CHECKING:

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from ..arch.spec import DecoderSpec, TowerSpec
+from ..bundle.json_file import read_json
+from ..bundle.safetensors_file import CHUNK_BYTES, DTYPES, SafetensorsFile
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
-from .json_file import read_json
 from .model_config import ModelConfig, SourceKind, parse_config
 from .names import canonical_name, layer_index, llm_shapes, vision_shapes
 from .refusals import refuse_adapters, refuse_quantised, refuse_tensors
-from .safetensors_file import CHUNK_BYTES, DTYPES, SafetensorsFile
 
-_FLOATS = ("F32", "F16", "BF16")
+_FLOATS = tuple(dtype.safetensors for dtype in Dtype)
 _Place = tuple[SafetensorsFile, str]
 
 

@@ -16,14 +16,13 @@ from torch import Tensor
 
 from ..arch.spec import DecoderSpec
 from ..bundle.atomic import atomic_directory
+from ..bundle.llm_layout import check_tp, kv_heads_of_rank, padded_vocab, rank_shapes
+from ..bundle.safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
 from ..core.config import DyCokeConfig
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from .checkpoint import Checkpoint
-from .dtypes import TORCH_DTYPES, DTypeName
-from .llm_layout import check_tp, kv_heads_of_rank, padded_vocab, rank_shapes
-from .safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
 
-_TRT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _NORMS = {
     "input_layernorm.weight": "input_layernorm.weight",
     "post_layernorm.weight": "post_attention_layernorm.weight",
@@ -36,7 +35,7 @@ _COLUMN_SPLIT = {
 
 
 def export_llm(
-    checkpoint: Checkpoint, directory: Path, config: DyCokeConfig, dtype: DTypeName, tp: int = 1
+    checkpoint: Checkpoint, directory: Path, config: DyCokeConfig, dtype: Dtype, tp: int = 1
 ) -> tuple[str, ...]:
     """Writes the new directory `directory`; returns the names of its files.
 
@@ -51,16 +50,14 @@ def export_llm(
     with atomic_directory(directory) as stage:
         for rank in range(tp):
             names.append(f"rank{rank}.safetensors")
-            plans = _rank_plans(checkpoint, rank, tp, TORCH_DTYPES[dtype])
+            plans = _rank_plans(checkpoint, rank, tp, dtype.torch)
             write_safetensors(stage / names[-1], plans)
         text = json.dumps(trtllm_config(checkpoint.llm, config, dtype, tp), indent=2)
         (stage / "config.json").write_text(text + "\n", encoding="utf-8")
     return tuple(names)
 
 
-def trtllm_config(
-    llm: DecoderSpec, config: DyCokeConfig, dtype: DTypeName, tp: int
-) -> dict[str, Any]:
+def trtllm_config(llm: DecoderSpec, config: DyCokeConfig, dtype: Dtype, tp: int) -> dict[str, Any]:
     """TensorRT-LLM's fields, and ours: `dycoke`, `visual_token_base`, `eos_ids`, `pad_id`.
 
     vocab_size is the number of embedding rows; ids from there on are visual tokens. lm_head is
@@ -69,8 +66,8 @@ def trtllm_config(
     dims = llm.dims
     return {
         "architecture": "Qwen2ForCausalLM",
-        "dtype": _TRT_DTYPES[dtype],
-        "logits_dtype": "float32",
+        "dtype": dtype,
+        "logits_dtype": Dtype.FP32,
         "num_hidden_layers": dims.layers,
         "num_attention_heads": dims.heads,
         "num_key_value_heads": dims.kv_heads,

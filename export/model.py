@@ -12,10 +12,10 @@ from ..bundle.paths import LLM, TOKENIZER, VISION_GRAPH
 from ..compress.base import visual_tokens
 from ..compress.newlines import Newline
 from ..core.config import DyCokeConfig
+from ..core.dtype import Dtype
 from ..cost.dims import LlmDims
 from .chat_template import read_chat_template
 from .checkpoint import Checkpoint
-from .dtypes import DTypeName
 from .llm import export_llm
 from .template import render_template
 from .tokenizer import copy_tokenizer, open_tokenizer
@@ -40,7 +40,7 @@ class ExportedParts:
     source_kind: str
     source_revision: str
     config: DyCokeConfig
-    dtype: DTypeName
+    dtype: Dtype
     tp: int
     llm_dims: LlmDims
     vision: VisionExport | None
@@ -65,7 +65,7 @@ def export_parts(
     checkpoint: Checkpoint,
     directory: Path | str,
     config: DyCokeConfig,
-    dtype: DTypeName = "bf16",
+    dtype: Dtype = Dtype.BF16,
     tp: int = 1,
     *,
     tokenizer: bool = True,

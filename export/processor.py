@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..arch.spec import PixelScale
+from ..bundle.json_file import read_json
 from ..core.errors import DyCokeError
-from .json_file import read_json
 
 # Where a video's processor may be described, in transformers' order: (file, key in it). The last
 # is ours: without it such a checkpoint could not be read at all.

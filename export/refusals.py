@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..bundle.json_file import read_json
 from ..core.errors import DyCokeError
-from .json_file import read_json
 
 # Keys of config.json (AutoGPTQ, AWQ, bitsandbytes, compressed-tensors and others write the first).
 _QUANTISED_KEYS = ("quantization_config", "compression_config", "quant_config", "quantization")

@@ -18,14 +18,14 @@ from ..arch.siglip import VisionModel, stage_names
 from ..arch.spec import PixelScale, VisionSpec
 from ..bundle.atomic import atomic_bytes
 from ..bundle.paths import VISION_WEIGHTS
+from ..bundle.safetensors_file import SafetensorsFile, TensorPlan, write_safetensors
 from ..compress.base import compressor_of
 from ..compress.newlines import newline_count
 from ..core.config import DyCokeConfig
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from .checkpoint import Checkpoint
-from .dtypes import TORCH_DTYPES, DTypeName
 from .processor import read_pixel_scale
-from .safetensors_file import SafetensorsFile, TensorPlan, write_safetensors
 from .vision_graph import finish_graph, trace_graph
 
 
@@ -39,7 +39,7 @@ class VisionExport:
     """
 
     files: tuple[str, ...]
-    dtype: DTypeName
+    dtype: Dtype
     tokens_per_frame: int
     kept: tuple[int, ...]
     layer_outputs: tuple[str, ...]
@@ -50,7 +50,7 @@ def export_vision(
     checkpoint: Checkpoint,
     path: Path,
     config: DyCokeConfig,
-    dtype: DTypeName,
+    dtype: Dtype,
     *,
     kept_rows: bool = False,
 ) -> VisionExport:
@@ -75,7 +75,7 @@ def export_vision(
     spec = VisionSpec(
         tower, checkpoint.llm.dims.hidden, scale, compressor, checkpoint.config.newline
     )
-    kind = TORCH_DTYPES[dtype]
+    kind = dtype.torch
     layer_outputs = stage_names(tower.dims.layers)
     weights = path.with_name(VISION_WEIGHTS)
     try:
@@ -84,7 +84,7 @@ def export_vision(
             "dycoke": config.to_json(),
             "source_revision": checkpoint.revision,
             "source_kind": checkpoint.kind,
-            "dtype": dtype,
+            "dtype": dtype.short,
             "tokens_per_frame": str(tokens),
             "kept": json.dumps(compressor.kept),
             "layer_outputs": json.dumps(layer_outputs),

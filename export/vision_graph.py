@@ -27,7 +27,7 @@ from ..arch.siglip import VisionModel, stage_names
 from ..arch.spec import VisionSpec
 from ..bundle.atomic import atomic_bytes
 from ..bundle.paths import VISION_WEIGHTS
-from .safetensors_file import SafetensorsFile
+from ..bundle.safetensors_file import SafetensorsFile
 
 OPSET = 20  # the first with Gelu; TensorRT 10.1 to 10.15 take opsets 9 to 20 and more
 IR_VERSION = 9  # the one of opset 20

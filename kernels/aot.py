@@ -20,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from .images import KernelShape, Variant
 from .interpreter import INTERPRETED
@@ -66,7 +67,7 @@ def write_images(
     return manifest
 
 
-def _image(directory: Path, variant: Variant, dtype: str, target: str) -> dict[str, Any]:
+def _image(directory: Path, variant: Variant, dtype: Dtype, target: str) -> dict[str, Any]:
     """Compiles one image and describes it."""
     compiled = compile_variant(variant, dtype, target)
     kind = "ptx" if target == "ptx" else "cubin"
@@ -102,7 +103,7 @@ def _image(directory: Path, variant: Variant, dtype: str, target: str) -> dict[s
     }
 
 
-def compile_variant(variant: Variant, dtype: str, target: str) -> Any:
+def compile_variant(variant: Variant, dtype: Dtype, target: str) -> Any:
     """Triton's compiled kernel for `target`, from a cache that lasts for this call only."""
     signature = dict.fromkeys(variant.kernel.arg_names, "constexpr")
     attributes = {}

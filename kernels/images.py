@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from ..core.dtype import Dtype
 from .attention import (
     MERGE_WARPS,
     attention_constants,
@@ -29,9 +28,6 @@ from .select import WARPS as SELECT_WARPS
 from .select import select_constants, select_kernel
 from .ttm import WARPS as TTM_WARPS
 from .ttm import similarity_constants, similarity_kernel, survivors_constants, survivors_kernel
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 # Types of the kernels' parameters by name; T is the model's dtype, what is not here is an int32.
 # "!" marks pointers that must be 16-byte aligned: wide loads are compiled in. Tables are not among
@@ -74,7 +70,7 @@ class KernelShape:
     heads: int
     kv_heads: int
     head_dim: int
-    dtype: str  # float32, float16 or bfloat16
+    dtype: Dtype
     ranks: int = 1
 
 
@@ -106,11 +102,11 @@ class Variant:
     grid: Grid
     stages: int = 3  # of software pipelining, for loops that triton pipelines
 
-    def parameters(self, dtype: str) -> list[Parameter]:
+    def parameters(self, dtype: Dtype) -> list[Parameter]:
         found = []
         for name in self.kernel.arg_names:
             if name not in self.constants:
-                type_ = _TYPES.get(name, "i32").replace("T", _TRITON_DTYPES[dtype])
+                type_ = _TYPES.get(name, "i32").replace("T", dtype.short)
                 found.append(Parameter(name, type_.rstrip("!"), type_.endswith("!")))
         return found
 
@@ -122,7 +118,7 @@ def plugin_variants(shape: KernelShape, blocks: tuple[int, ...]) -> Iterator[Var
     the second launch reads the sum.
     """
     heads, kv_heads, dim = shape.heads, shape.kv_heads, shape.head_dim
-    stages = pipeline_stages(DTYPES[shape.dtype])
+    stages = pipeline_stages(shape.dtype.torch)
     constants = rotary_constants(heads, kv_heads, dim, 1, write=False)
     groups = -(-(heads + 2 * kv_heads) // constants["HEAD_TILE"])
     grid: Grid = ("tokens", groups, 1)
@@ -136,7 +132,7 @@ def plugin_variants(shape: KernelShape, blocks: tuple[int, ...]) -> Iterator[Var
         constants = context_constants(block)
         grid = ("context_rows", 1, 1)
         yield Variant(f"context_b{block}", context_kernel, constants, CONTEXT_WARPS, grid)
-        constants = logits_constants(heads, kv_heads, dim, block, DTYPES[shape.dtype], rotate=True)
+        constants = logits_constants(heads, kv_heads, dim, block, shape.dtype.torch, rotate=True)
         grid = ("rows", kv_heads, "splits")
         yield Variant(f"logits_b{block}", logits_kernel, constants, SCORE_WARPS, grid, stages)
         constants = select_constants(heads, block, fused=fused)
@@ -153,7 +149,7 @@ def native_variants(
     groups = -(-(heads + 2 * kv_heads) // constants["HEAD_TILE"])
     grid: Grid = ("tokens", groups, 1)
     yield Variant(f"rotary_write_b{block}", rotary_kernel, constants, ROTARY_WARPS, grid)
-    dtype = DTYPES[shape.dtype]
+    dtype = shape.dtype.torch
     stages = pipeline_stages(dtype)
     for splits in (1, 8):
         constants = attention_constants(heads, kv_heads, dim, block, splits, dtype)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..core.dtype import Dtype
+
 ENSEMBLE = "dycoke"
 BLS = "dycoke_bls"
 PREPROCESSING = "preprocessing"
@@ -87,13 +89,12 @@ def frames_spec(image_size: int) -> TensorSpec:
     return TensorSpec("frames", "UINT8", (-1, 3, image_size, image_size))
 
 
-def visual_embeds_spec(hidden: int, dtype: str) -> TensorSpec:
-    """The vision graph's output: [V, hidden]; dtype: the bundle's, e.g. float32."""
-    names = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
-    return TensorSpec("visual_embeds", names[dtype], (-1, hidden))
+def visual_embeds_spec(hidden: int, dtype: Dtype) -> TensorSpec:
+    """The vision graph's output: [V, hidden]; dtype: the bundle's."""
+    return TensorSpec("visual_embeds", dtype.name, (-1, hidden))
 
 
-def llm_inputs(hidden: int, dtype: str) -> tuple[TensorSpec, ...]:
+def llm_inputs(hidden: int, dtype: Dtype) -> tuple[TensorSpec, ...]:
     """Inputs of the LLM step. `stop` with the id of a request ends it, so a prompt is optional."""
     required = {"input_lengths", "request_output_len"}
     prompt = tuple(spec._replace(optional=spec.name not in required) for spec in PROMPT)

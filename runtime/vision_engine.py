@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..engines.tensorrt_library import LoadedLibrary
 from .gpu import find_gpu
 
 INPUT, OUTPUT = "frames", "visual_embeds"
-_DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {dtype.tensorrt: dtype.torch for dtype in Dtype}
 _log = logging.getLogger(__name__)
 
 

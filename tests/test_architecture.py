@@ -25,6 +25,7 @@ LAYERS = [
     ["cli"],
 ]
 RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folders}
+SERVING = {"runtime", "engines", "triton_repo"}  # needs what was exported, and no exporter
 TORCH_ONLY = {
     "core": {"torch"},
     "cost": set(),
@@ -59,6 +60,7 @@ def test_arrows_point_one_way(path: Path) -> None:
         if level == depth:  # relative to the package root: another folder
             target = module.split(".")[0]
             assert target == folder or RANK[target] < RANK[folder], f"{folder} imports {target}"
+            assert folder not in SERVING or target != "export", f"{folder} imports an exporter"
         elif level == 0 and folder in TORCH_ONLY:
             name = module.split(".")[0]
             assert name in sys.stdlib_module_names | TORCH_ONLY[folder], f"{folder}: {name}"

@@ -17,7 +17,6 @@ from ..bundle.manifest import Manifest
 from ..bundle.record import EngineRecord
 from ..core.errors import DyCokeError
 from ..engines.installed import CONTAINER, PLUGIN_VARIABLE, plugin_library
-from ..engines.model import ELEMENT_BYTES
 from ..engines.plugin_nodes import AUTOREGISTER, COUNTERS, LIBRARY
 from ..runtime.protocol import LLM
 from .tritonserver import TritonServer
@@ -63,7 +62,7 @@ def table_bytes(manifest: Manifest) -> int:
     """Of the largest prompt embedding table of one request."""
     most = manifest.vision.max_frames // 4 * 4
     rows = manifest.visual_tokens(most)
-    return rows * manifest.llm.hidden * ELEMENT_BYTES[manifest.vision.dtype]
+    return rows * manifest.llm.hidden * manifest.vision.dtype.bytes
 
 
 def shared_memory(manifest: Manifest, record: EngineRecord, llm: str) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..bundle.manifest import Manifest
+from ..core.dtype import Dtype
 from ..runtime.native.ranks import load_ranks
 from ..runtime.steps import Chunk, Lane, Runner
 from .check import Check
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 # Largest absolute logit difference allowed, relative to the largest absolute logit: rounding of
 # the weights to the bundle's dtype (the arithmetic is fp32 on both sides).
-BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+BOUNDS = {Dtype.FP32: 1e-4, Dtype.FP16: 1e-2, Dtype.BF16: 5e-2}
 PROMPT_TOKENS, STEPS, BLOCK = 48, 8, 16
 
 

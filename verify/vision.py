@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..bundle.manifest import Manifest
 from ..bundle.paths import VISION_GRAPH
+from ..core.dtype import Dtype
 from ..export.processor import read_pixel_scale
 from .check import Check
 from .source import vision_stages
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 # Largest absolute difference allowed, relative to the largest absolute value of the stage. fp16
 # has 11 significant bits; a tower of two dozen layers loses a few more.
-BOUNDS = {"float32": 1e-4, "float16": 2e-2}
+BOUNDS = {Dtype.FP32: 1e-4, Dtype.FP16: 2e-2}
 
 
 def sample_frames(image_size: int, frames: int = 8) -> Tensor:
@@ -53,7 +54,7 @@ def check_vision(
     import onnx
 
     path = bundle / VISION_GRAPH
-    if manifest.vision.dtype == "bfloat16":
+    if manifest.vision.dtype == Dtype.BF16:
         onnx.checker.check_model(str(path), full_check=True)
         return [
             Check("vision graph is valid ONNX (bf16 is not run on a CPU)", True, 0, 0, "errors")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..bundle.manifest import Manifest
 from ..bundle.paths import VISION_GRAPH
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..runtime.vision import Vision
 from ..runtime.vision_torch import TorchVision
@@ -24,10 +25,10 @@ from .check import Check
 Array = NDArray[Any]
 # Largest |difference| over the largest |value| of rows that both sides kept. Two correct fp16 or
 # bf16 towers of 26 layers differ by some units of the type's rounding: 2^-10, 2^-7.
-BOUNDS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+BOUNDS = {Dtype.FP32: 1e-3, Dtype.FP16: 2e-2, Dtype.BF16: 1e-1}
 # Rows that have to be the same token. Between fp32 and 16 bits 0.7 % (fp16) and 2.6 % (bf16) of the
 # demo model's are not, at worst; two towers of one type differ by less.
-SHARES = {"float32": 0.99, "float16": 0.98, "bfloat16": 0.95}
+SHARES = {Dtype.FP32: 0.99, Dtype.FP16: 0.98, Dtype.BF16: 0.95}
 _MOVED = 2  # places that a row may be away
 _SAME = 0.98  # cosine of rows of one token
 
@@ -49,12 +50,12 @@ def check_vision_engine(
         yield Check(f"vision engine, {frames} frames", measured <= bound, measured, bound, "rel")
 
 
-def reference_vision(bundle: Path, dtype: str, device: str = "cuda") -> Callable[[Array], Array]:
+def reference_vision(bundle: Path, dtype: Dtype, device: str = "cuda") -> Callable[[Array], Array]:
     """frames uint8 [1, F, 3, S, S] -> fp32 [1, V, hidden]. dtype: of the bundle's graph.
 
     Raises DyCokeError where ONNX Runtime has no provider for the device.
     """
-    if dtype == "bfloat16":
+    if dtype == Dtype.BF16:
         vision = TorchVision.from_bundle(bundle, device)
         return lambda clip: np.asarray(vision(torch.from_numpy(clip)).float().cpu())
     import onnxruntime

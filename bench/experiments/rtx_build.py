@@ -25,6 +25,7 @@ from ...bundle.files import open_bundle
 from ...bundle.paths import VISION_FILES
 from ...bundle.vision_record import read_vision_record
 from ...core.config import DyCokeConfig
+from ...core.dtype import Dtype
 from ...cost.dims import preset
 from ...engines.vision_plan import PLAN_FILE
 from ...export.bundle import export_bundle
@@ -43,7 +44,9 @@ def measure(scratch: Path, models: tuple[str, ...] = MODELS) -> Iterator[Mapping
         dims = preset(model)
         checkpoint = scratch / model
         if not checkpoint.is_dir():
-            make_checkpoint(checkpoint, replace(dims, llm=replace(dims.llm, layers=LAYERS)), "bf16")
+            make_checkpoint(
+                checkpoint, replace(dims, llm=replace(dims.llm, layers=LAYERS)), Dtype.BF16
+            )
         for dtype, targets in CASES:
             bundle = scratch / f"{model}-{dtype}"
             config = DyCokeConfig(l=1)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...bundle.llm_reader import read_llm
 from ...core.config import DyCokeConfig
-from ...export.llm_reader import read_llm
 from ..runner import ModelRunner
 from .cpu import cpu_runner
 from .weights import collect, llm_config

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...arch.qwen2 import LayerWeights, LlmConfig, Weights
+from ...bundle.llm_reader import LlmCheckpoint, read_llm
 from ...core.errors import DyCokeError
-from ...export.llm_reader import LlmCheckpoint, read_llm
 
 
 def load_weights(
@@ -45,7 +45,7 @@ def llm_config(checkpoint: LlmCheckpoint) -> LlmConfig:
         norm_epsilon=llm.rms_norm_eps,
         rotary_base=llm.rope_theta,
         max_positions=llm.max_positions,
-        dtype=checkpoint.dtype,
+        dtype=checkpoint.dtype.torch,
     )
 
 

@@ -14,8 +14,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...bundle.manifest import Manifest
 from ...bundle.record import EngineRecord
 from ...core.decisions import Decision
@@ -68,7 +66,7 @@ class ExecutorEngine:
         self._limits = limits or RequestLimits()
         self._record = record
         self._vocab = manifest.visual_token_base
-        self._dtype = getattr(torch, manifest.llm.dtype)
+        self._dtype = manifest.llm.dtype.torch
         self._rows = int(record.options["max_table_rows"]) // record.max_batch
         blocks = record.kv_tokens // record.tokens_per_block
         self.blocks = PoolUse(blocks, blocks)

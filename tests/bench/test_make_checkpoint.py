@@ -7,6 +7,7 @@ import pytest
 import torch
 from dycoke_trt.bench.make_checkpoint import CHAT_TEMPLATE, make_checkpoint
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.cost.dims import LlmDims, ModelDims, VisionDims, preset
 from dycoke_trt.demo import CLIPS_DIR
@@ -34,7 +35,7 @@ def test_shards_open_as_a_checkpoint(tmp_path: Path, tied: bool) -> None:
 
 
 def test_the_source_library_reads_it(tmp_path: Path) -> None:
-    make_checkpoint(tmp_path / "model", TINY, "fp32", heads=2, shard_bytes=20_000)
+    make_checkpoint(tmp_path / "model", TINY, Dtype.FP32, heads=2, shard_bytes=20_000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers import LlavaOnevisionForConditionalGeneration

@@ -6,13 +6,13 @@ import json
 from dataclasses import replace
 
 import pytest
+from dycoke_trt.bundle.llm_layout import rank_shapes
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.engines.build_plan import Model, plan_build, rank_weights, state_bytes_per_block
 from dycoke_trt.engines.model import model_of_bundle, model_of_preset
 from dycoke_trt.engines.targets import TARGETS, find_target
 from dycoke_trt.engines.this_gpu import VisibleGpu, parse_gpu
-from dycoke_trt.export.llm_layout import rank_shapes
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 
 L4 = VisibleGpu("NVIDIA L4", 89, 24_152_899_584, "580.65.06")

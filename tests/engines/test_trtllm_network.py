@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 from dycoke_trt.bundle.manifest import read_manifest
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.engines.build_plan import plan_build
 from dycoke_trt.engines.llm_engine import build_llm_engine
@@ -31,7 +32,6 @@ from dycoke_trt.engines.plugin_build import build_plugin
 from dycoke_trt.engines.plugin_nodes import PLUGIN_ABI, ROPE, SCORE, SELECT
 from dycoke_trt.engines.targets import find_target
 from dycoke_trt.export.checkpoint import open_checkpoint
-from dycoke_trt.export.dtypes import DTypeName
 from dycoke_trt.export.llm import export_llm
 from dycoke_trt.tests.engines.network.attention import INPUTS, LEARNED_ABSOLUTE, ROPE_GPT_NEOX
 from dycoke_trt.tests.engines.network.recording import RecordedLayer, Recording
@@ -48,12 +48,13 @@ FLOAT, BF16 = 0, 7  # of TensorRT's DataType
 IMAGES = """
 import sys
 from pathlib import Path
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.kernels.aot import write_images
 from dycoke_trt.kernels.images import KernelShape, plugin_variants
 for name, heads, dtype, ranks in (
     ("one", (4, 2), "float32", 1), ("two", (2, 1), "float32", 2), ("half", (2, 1), "bfloat16", 2)
 ):
-    shape = KernelShape(*heads, 16, dtype, ranks)
+    shape = KernelShape(*heads, 16, Dtype(dtype), ranks)
     write_images(Path(sys.argv[1]) / name, shape, plugin_variants(shape, (8,)), ["sm_90"])
 """
 TRTLLM_BUILD = f"""#!{sys.executable}
@@ -122,7 +123,7 @@ def build(work: Path) -> Build:
     }  # fmt: skip
 
     def made(
-        name: str, config: DyCokeConfig, dtype: DTypeName = "fp32", tp: int = 1, **limits: int
+        name: str, config: DyCokeConfig, dtype: Dtype = Dtype.FP32, tp: int = 1, **limits: int
     ) -> list[Recording]:
         bundle = work / name
         engine = bundle / "engine"
@@ -131,9 +132,9 @@ def build(work: Path) -> Build:
             return [Recording.from_bytes(file.read_bytes()) for file in files]
         bundle.mkdir()
         export_llm(open_checkpoint(work / "source"), bundle / "llm", config, dtype, tp)
-        images = "half" if dtype == "bf16" else ("one", "two")[tp - 1]
+        images = "half" if dtype is Dtype.BF16 else ("one", "two")[tp - 1]
         (bundle / "kernels").symlink_to(work / images)
-        llm = {"dtype": {"fp32": "float32", "bf16": "bfloat16"}[dtype], "tp": tp}
+        llm = {"dtype": dtype, "tp": tp}
         manifest = shipped.model_copy(
             update={"llm": shipped.llm.model_copy(update=llm), "dycoke": config.to_dict()}
         )
@@ -219,7 +220,7 @@ def test_pruning_adds_its_nodes_and_changes_nothing_else(
 
 def test_scores_are_summed_in_fp32(build: Build) -> None:
     """Activations of a bfloat16 model are summed over ranks in bfloat16."""
-    networks = build("bf16", DyCokeConfig(l=2, p=0.5), "bf16", tp=2)
+    networks = build("bf16", DyCokeConfig(l=2, p=0.5), Dtype.BF16, tp=2)
     for network in networks:
         (score,), (select,) = network.plugins(SCORE), network.plugins(SELECT)
         sums = network.plugins("AllReduce")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from dycoke_trt.bundle.manifest import read_manifest
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.engines.tensorrt_library import TENSORRT
@@ -108,13 +109,13 @@ def test_what_the_plan_is_compared_with(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     export_bundle(MODEL_DIR, bundle, DyCokeConfig(), dtype="bfloat16", max_frames=4)
     clip = synthetic_frames(4, read_manifest(bundle).vision.image_size)
-    exact = reference_vision(demo_bundle(DyCokeConfig()), "float32", "cpu")(clip)
-    rounded = reference_vision(bundle, "bfloat16", "cpu")(clip)
+    exact = reference_vision(demo_bundle(DyCokeConfig()), Dtype.FP32, "cpu")(clip)
+    rounded = reference_vision(bundle, Dtype.BF16, "cpu")(clip)
     assert rounded.dtype == np.float32
-    measured = relative_difference(rounded, exact, SHARES["bfloat16"])
-    assert 0 < measured < BOUNDS["bfloat16"]
+    measured = relative_difference(rounded, exact, SHARES[Dtype.BF16])
+    assert 0 < measured < BOUNDS[Dtype.BF16]
     with pytest.raises(DyCokeError, match="no CUDAExecutionProvider here"):
-        reference_vision(bundle, "float16")
+        reference_vision(bundle, Dtype.FP16)
 
 
 def test_the_comparison_finds_an_engine_that_is_wrong() -> None:
@@ -137,8 +138,8 @@ def test_the_comparison_finds_an_engine_that_is_wrong() -> None:
 
 @pytest.mark.trt
 @needs_tensorrt
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_plan_equals_the_graph(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize("dtype", list(Dtype))
+def test_the_plan_equals_the_graph(tmp_path: Path, dtype: Dtype) -> None:
     bundle = tmp_path / "bundle"
     export_bundle(MODEL_DIR, bundle, DyCokeConfig(), dtype=dtype, max_frames=32)
     manifest = read_manifest(bundle)
@@ -150,7 +151,7 @@ def test_the_plan_equals_the_graph(tmp_path: Path, dtype: str) -> None:
 
 
 def in_onnxruntime(bundle: Path, _folder: Path, frames: Frames) -> Rows:
-    return reference_vision(bundle, "float32", "cpu")(frames)
+    return reference_vision(bundle, Dtype.FP32, "cpu")(frames)
 
 
 def in_tensorrt(bundle: Path, folder: Path, frames: Frames) -> Rows:

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from dycoke_trt.bundle.llm_layout import allowed_tp, check_tp, padded_vocab, rank_shapes
+from dycoke_trt.bundle.llm_reader import LlmCheckpoint, read_llm
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.cost.dims import PRESETS, LlmDims
 from dycoke_trt.export.checkpoint import Checkpoint
 from dycoke_trt.export.llm import export_llm
-from dycoke_trt.export.llm_layout import allowed_tp, check_tp, padded_vocab, rank_shapes
-from dycoke_trt.export.llm_reader import LlmCheckpoint, read_llm
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ VOCAB = 103
 def export(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A function (tp, dtype) -> exported and reopened checkpoint."""
 
-    def make(tp: int, dtype: Any = "fp32") -> LlmCheckpoint:
+    def make(tp: int, dtype: Dtype = Dtype.FP32) -> LlmCheckpoint:
         directory = tmp_path_factory.mktemp("llm") / "llm"
         names = export_llm(checkpoint, directory, CONFIG, dtype, tp)
         assert sorted(p.name for p in directory.iterdir()) == sorted(names)
@@ -130,12 +131,14 @@ def test_logits_are_the_source_models(export: Any, hf_model: Any, tp: int) -> No
     torch.testing.assert_close(logits(export(tp), ids), want, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_dtypes(export: Any, name: str, dtype: torch.dtype) -> None:
-    found, whole = export(2, name), export(2)
-    assert found.dtype == dtype
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(Dtype.FP16, torch.float16), (Dtype.BF16, torch.bfloat16)]
+)
+def test_dtypes(export: Any, dtype: Dtype, kind: torch.dtype) -> None:
+    found, whole = export(2, dtype), export(2)
+    assert found.dtype is dtype
     for tensor in found.names():
-        assert torch.equal(found.tensor(tensor, 1), whole.tensor(tensor, 1).to(dtype))
+        assert torch.equal(found.tensor(tensor, 1), whole.tensor(tensor, 1).to(kind))
 
 
 def test_the_safetensors_library_reads_it(export: Any) -> None:
@@ -147,7 +150,7 @@ def test_the_safetensors_library_reads_it(export: Any) -> None:
 
 
 def test_config_fields(export: Any, checkpoint: Checkpoint) -> None:
-    found = export(2, "bf16")
+    found = export(2, Dtype.BF16)
     config = json.loads((found.directory / "config.json").read_text())
     want = {
         "architecture": "Qwen2ForCausalLM",
@@ -220,13 +223,13 @@ def test_shards_cover_every_weight_once(group: int, kv: int, tp: int, vocab: int
 @pytest.mark.parametrize("tp", [0, 3, 16])
 def test_impossible_tp_is_refused_by_name(checkpoint: Checkpoint, tmp_path: Path, tp: int) -> None:
     with pytest.raises(DyCokeError, match=f"tp={tp} is impossible for 8 .* allowed: 1, 2, 4, 8$"):
-        export_llm(checkpoint, tmp_path / "llm", CONFIG, "fp32", tp)
+        export_llm(checkpoint, tmp_path / "llm", CONFIG, Dtype.FP32, tp)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_layer_beyond_the_model_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(DyCokeError, match="l=3 leaves nothing to prune in a model of 2 layers"):
-        export_llm(checkpoint, tmp_path / "llm", DyCokeConfig.paper(), "fp32")
+        export_llm(checkpoint, tmp_path / "llm", DyCokeConfig.paper(), Dtype.FP32)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,14 +246,14 @@ def test_a_failure_leaves_nothing(
     with pytest.raises(
         DyCokeError, match=r"layers.1.mlp.proj.weight is not finite in torch.float16"
     ):
-        export_llm(checkpoint, tmp_path / "llm", CONFIG, "fp16", 2)
+        export_llm(checkpoint, tmp_path / "llm", CONFIG, Dtype.FP16, 2)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_directory_is_not_touched(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     with pytest.raises(DyCokeError, match="exists already; choose another"):
-        export_llm(checkpoint, tmp_path, CONFIG, "fp32")
+        export_llm(checkpoint, tmp_path, CONFIG, Dtype.FP32)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
@@ -270,7 +273,7 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
         (lambda d: (d / "rank1.safetensors").unlink(), "rank1.safetensors: is missing"),
         (lambda d: (d / "rank0.safetensors").write_bytes(b"123"), "truncated"),
         (edit(lambda c: c.pop("visual_token_base")), "'visual_token_base' is missing"),
-        (edit(lambda c: c.update(dtype="int8")), "'int8' is missing or not supported"),
+        (edit(lambda c: c.update(dtype="int8")), "dtype='int8' is not supported; allowed: float32"),
         (edit(lambda c: c.update(dtype="float16")), "config.json asks for"),
         (edit(lambda c: c.update(vocab_size=100)), "config.json asks for"),
         (edit(lambda c: c.update(architecture="LlamaForCausalLM")), "LlamaForCausalLM"),

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 from dycoke_trt.arch.spec import PixelScale
+from dycoke_trt.bundle.llm_reader import read_llm
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.export.checkpoint import Checkpoint, open_checkpoint
-from dycoke_trt.export.llm_reader import read_llm
 from dycoke_trt.export.model import export_parts
 
 CONFIG = DyCokeConfig(l=1)
@@ -19,7 +20,7 @@ def files_in(directory: Path) -> list[str]:
 
 
 def test_parts(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    parts = export_parts(checkpoint, tmp_path / "parts", CONFIG, "bf16", 2)
+    parts = export_parts(checkpoint, tmp_path / "parts", CONFIG, Dtype.BF16, 2)
     assert list(parts.files) == files_in(tmp_path / "parts")
     assert parts.files == (
         "llm/config.json",
@@ -73,7 +74,7 @@ def test_a_refusal_leaves_nothing(
     checkpoint: Checkpoint, tmp_path: Path, config: DyCokeConfig, tp: int, message: str
 ) -> None:
     with pytest.raises(DyCokeError, match=message):
-        export_parts(checkpoint, tmp_path / "parts", config, "fp32", tp)
+        export_parts(checkpoint, tmp_path / "parts", config, Dtype.FP32, tp)
     assert list(tmp_path.iterdir()) == []
 
 

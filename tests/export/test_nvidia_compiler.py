@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 import pytest
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.engines.engine_layers import Tensor
 from dycoke_trt.engines.tensorrt_library import TENSORRT_RTX, LoadedLibrary
@@ -29,7 +30,6 @@ pytestmark = pytest.mark.skipif(
 
 SIDE, HIDDEN, SM = 101, 64, 89  # of tests/export/conftest.py; an Ada card
 PAPER, OFF = DyCokeConfig(l=1), DyCokeConfig(l=1, ttm="off")
-TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 ONNX_TYPES = {
     TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF", TensorProto.BFLOAT16: "BF16",
     TensorProto.INT32: "INT32", TensorProto.INT64: "INT64", TensorProto.UINT8: "UINT8",
@@ -54,23 +54,23 @@ def verdict(library: LoadedLibrary, path: Path) -> bool:
 @pytest.mark.parametrize(
     ("dtype", "config", "options"),
     [
-        ("fp32", PAPER, {}),
-        ("fp16", PAPER, {}),
-        ("bf16", PAPER, {}),
-        ("fp32", OFF, {}),
-        ("fp16", OFF, {}),
-        ("bf16", OFF, {}),
-        ("fp16", DyCokeConfig(l=1, k=0.97), {}),  # compared frames keep nothing
-        ("fp32", PAPER, {"kept_rows": True}),
-        ("bf16", PAPER, {"newline": "grid"}),  # LLaVA-Video
-        ("fp16", OFF, {"newline": "frame"}),
+        (Dtype.FP32, PAPER, {}),
+        (Dtype.FP16, PAPER, {}),
+        (Dtype.BF16, PAPER, {}),
+        (Dtype.FP32, OFF, {}),
+        (Dtype.FP16, OFF, {}),
+        (Dtype.BF16, OFF, {}),
+        (Dtype.FP16, DyCokeConfig(l=1, k=0.97), {}),  # compared frames keep nothing
+        (Dtype.FP32, PAPER, {"kept_rows": True}),
+        (Dtype.BF16, PAPER, {"newline": "grid"}),  # LLaVA-Video
+        (Dtype.FP16, OFF, {"newline": "frame"}),
     ],
 )
 def test_graph_is_parsed_and_built(
     checkpoint: Checkpoint,
     library: LoadedLibrary,
     tmp_path: Path,
-    dtype: Any,
+    dtype: Dtype,
     config: DyCokeConfig,
     options: dict[str, Any],
 ) -> None:
@@ -85,7 +85,7 @@ def test_graph_is_parsed_and_built(
     engine = compile_graph(library, path, [SM], ranges)
     expected = {
         "frames": ("Input", Tensor("frames", (-1, -1, 3, SIDE, SIDE), "UInt8")),
-        "visual_embeds": ("Output", Tensor("visual_embeds", (-1, -1, HIDDEN), TYPES[dtype])),
+        "visual_embeds": ("Output", Tensor("visual_embeds", (-1, -1, HIDDEN), dtype.tensorrt)),
     }
     if options.get("kept_rows"):
         expected["kept_rows"] = ("Output", Tensor("kept_rows", (-1, -1), "Int64"))
@@ -125,7 +125,7 @@ def spoilt(
 ) -> Callable[[Plant], Path]:
     """A function plant -> the fp16 graph with something planted in it."""
     folder = tmp_path_factory.mktemp("spoilt")
-    export_vision(checkpoint, folder / "whole.onnx", PAPER, "fp16")
+    export_vision(checkpoint, folder / "whole.onnx", PAPER, Dtype.FP16)
 
     def make(plant: Plant) -> Path:
         model = onnx.load(folder / "whole.onnx")

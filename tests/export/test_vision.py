@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.core.ttm import ttm_count, ttm_select
 from dycoke_trt.export.checkpoint import Checkpoint
@@ -77,7 +78,7 @@ def cut_margins(features: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def fp32(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fp32") / "vision_ttm.onnx"
-    export_vision(checkpoint, path, PAPER, "fp32", kept_rows=True)
+    export_vision(checkpoint, path, PAPER, Dtype.FP32, kept_rows=True)
     return path
 
 
@@ -106,7 +107,7 @@ def test_fp16_within_its_bound(
     checkpoint: Checkpoint, hf_model: Any, tmp_path: Path, run_onnx: Any
 ) -> None:
     path = tmp_path / "v.onnx"
-    export_vision(checkpoint, path, PAPER, "fp16", kept_rows=True)
+    export_vision(checkpoint, path, PAPER, Dtype.FP16, kept_rows=True)
     video = frames(3, 8)
     out = run_onnx(with_outputs(path, ["pooling/output"]), {"frames": video})
     source = source_features(hf_model, video)
@@ -125,7 +126,7 @@ def test_without_ttm_there_are_no_ttm_nodes(
     checkpoint: Checkpoint, hf_model: Any, tmp_path: Path, config: DyCokeConfig, run_onnx: Any
 ) -> None:
     path = tmp_path / "v.onnx"
-    info = export_vision(checkpoint, path, config, "fp32", kept_rows=True)
+    info = export_vision(checkpoint, path, config, Dtype.FP32, kept_rows=True)
     assert info.kept == (N,)
     graph = onnx.load(path, load_external_data=False).graph
     assert not any(node.op_type == "TopK" for node in graph.node)
@@ -139,7 +140,7 @@ def test_everything_but_the_first_frame_can_go(
     checkpoint: Checkpoint, hf_model: Any, tmp_path: Path, run_onnx: Any
 ) -> None:
     path = tmp_path / "v.onnx"
-    info = export_vision(checkpoint, path, DyCokeConfig(k=0.99), "fp32", kept_rows=True)
+    info = export_vision(checkpoint, path, DyCokeConfig(k=0.99), Dtype.FP32, kept_rows=True)
     assert info.kept == (N, 0, 0, 0)
     video = frames(2, 8)
     out = run_onnx(path, {"frames": video})
@@ -174,7 +175,7 @@ def test_names_follow_the_layers(
     checkpoint: Checkpoint, tmp_path: Path, hf_model: Any, run_onnx: Any
 ) -> None:
     path = tmp_path / "v.onnx"
-    info = export_vision(checkpoint, path, PAPER, "fp32")
+    info = export_vision(checkpoint, path, PAPER, Dtype.FP32)
     assert info.layer_outputs == (
         "tower/embeddings/output",
         *(f"tower/layers.{i}/output" for i in range(3)),
@@ -238,7 +239,7 @@ def test_the_processors_pixel_scale_is_used(
     values = {"image_mean": mean, "image_std": std, "size": {"height": IMAGE, "width": IMAGE}}
     (directory / "preprocessor_config.json").write_text(json.dumps(values))
     path = tmp_path / "v.onnx"
-    export_vision(open_checkpoint(directory), path, DyCokeConfig.off(), "fp32")
+    export_vision(open_checkpoint(directory), path, DyCokeConfig.off(), Dtype.FP32)
     video = frames(1, 4)
     shape = (1, 1, 3, 1, 1)
     pixels = (video / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
@@ -249,13 +250,13 @@ def test_the_processors_pixel_scale_is_used(
     values["size"] = {"height": 384, "width": 384}
     (directory / "preprocessor_config.json").write_text(json.dumps(values))
     with pytest.raises(DyCokeError, match=r"size makes frames .*384.*takes 101 x 101"):
-        export_vision(open_checkpoint(directory), path, DyCokeConfig.off(), "fp32")
+        export_vision(open_checkpoint(directory), path, DyCokeConfig.off(), Dtype.FP32)
 
 
 @pytest.mark.parametrize("mode", ["reference", "random"])
 def test_other_ttm_modes_are_refused(checkpoint: Checkpoint, tmp_path: Path, mode: Any) -> None:
     with pytest.raises(DyCokeError, match=f"ttm='{mode}' cannot be exported; allowed: off, paper"):
-        export_vision(checkpoint, tmp_path / "v.onnx", DyCokeConfig(ttm=mode), "fp32")
+        export_vision(checkpoint, tmp_path / "v.onnx", DyCokeConfig(ttm=mode), Dtype.FP32)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -271,7 +272,7 @@ def test_weights_beyond_fp16_are_refused(
     with pytest.raises(
         DyCokeError, match=r"projector.linear_2.weight is not finite in torch.float16"
     ):
-        export_vision(checkpoint, tmp_path / "v.onnx", PAPER, "fp16")
+        export_vision(checkpoint, tmp_path / "v.onnx", PAPER, Dtype.FP16)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -280,15 +281,15 @@ def test_a_bare_llm_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
     bare = Checkpoint(tmp_path, replace(checkpoint.config, kind="qwen2", vision=None), {}, "")
     with pytest.raises(DyCokeError, match="no vision tower"):
-        export_vision(bare, tmp_path / "v.onnx", PAPER, "fp32")
+        export_vision(bare, tmp_path / "v.onnx", PAPER, Dtype.FP32)
 
 
 def test_what_was_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    info = export_vision(checkpoint, tmp_path / "v.onnx", PAPER, "bf16")
+    info = export_vision(checkpoint, tmp_path / "v.onnx", PAPER, Dtype.BF16)
     assert isinstance(info, VisionExport)
     assert (info.files, info.dtype, info.tokens_per_frame, info.kept) == (
         ("v.onnx", "vision.safetensors"),
-        "bf16",
+        Dtype.BF16,
         N,
         (N, 4, 4, 4),
     )

@@ -11,11 +11,12 @@ import torch
 from dycoke_trt.arch.siglip import VisionModel
 from dycoke_trt.arch.spec import PixelScale, TowerSpec, VisionSpec
 from dycoke_trt.bundle.paths import VISION_WEIGHTS
+from dycoke_trt.bundle.safetensors_file import SafetensorsFile
 from dycoke_trt.compress.ttm import Ttm
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.cost.dims import VisionDims
 from dycoke_trt.export.checkpoint import Checkpoint
-from dycoke_trt.export.safetensors_file import SafetensorsFile
 from dycoke_trt.export.tensorrt_operators import TENSORRT_OPERATORS
 from dycoke_trt.export.vision import export_vision
 from dycoke_trt.export.vision_graph import finish_graph, trace_graph
@@ -25,8 +26,8 @@ N, D = 16, 64
 PAPER = DyCokeConfig(k=0.7, l=1)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-def test_checker_and_types(checkpoint: Checkpoint, tmp_path: Path, dtype: Any) -> None:
+@pytest.mark.parametrize("dtype", [Dtype.FP32, Dtype.FP16, Dtype.BF16])
+def test_checker_and_types(checkpoint: Checkpoint, tmp_path: Path, dtype: Dtype) -> None:
     path = tmp_path / "v.onnx"
     info = export_vision(checkpoint, path, PAPER, dtype, kept_rows=True)
     onnx.checker.check_model(str(path), full_check=True)
@@ -34,7 +35,7 @@ def test_checker_and_types(checkpoint: Checkpoint, tmp_path: Path, dtype: Any) -
         onnx.load(path, load_external_data=False), check_type=True, strict_mode=True, data_prop=True
     )
     weights = {onnx.TensorProto.DataType.Name(i.data_type) for i in model.graph.initializer}
-    kind = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}[dtype]
+    kind = {Dtype.FP32: "FLOAT", Dtype.FP16: "FLOAT16", Dtype.BF16: "BFLOAT16"}[dtype]
     assert weights <= {"FLOAT", "INT32", "INT64", kind}
     outputs = {o.name: o.type.tensor_type for o in model.graph.output}
     assert outputs.keys() == {"visual_embeds", "kept_rows"}
@@ -46,9 +47,9 @@ def test_checker_and_types(checkpoint: Checkpoint, tmp_path: Path, dtype: Any) -
     assert tuple(json.loads(props["layer_outputs"])) == info.layer_outputs
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("dtype", [Dtype.FP32, Dtype.FP16, Dtype.BF16])
 def test_only_operators_that_tensorrt_lists(
-    checkpoint: Checkpoint, tmp_path: Path, dtype: Any
+    checkpoint: Checkpoint, tmp_path: Path, dtype: Dtype
 ) -> None:
     path = tmp_path / "v.onnx"
     export_vision(checkpoint, path, PAPER, dtype, kept_rows=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.kernels.aot import TARGETS, check_targets, ptx_parameter_sizes, write_images
 from dycoke_trt.kernels.images import KernelShape, Variant, native_variants, plugin_variants
@@ -23,7 +24,7 @@ from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 
 ELF_HEADER, SECTION_HEADER = 64, 64
 KPARAM_INFO, REQNTID = 0x17, 0x10  # attributes of .nv.info: a parameter; the block's threads
-SMALL = KernelShape(4, 2, 32, "float32")
+SMALL = KernelShape(4, 2, 32, Dtype.FP32)
 
 
 def kernel_info(cubin: bytes, entry: str) -> tuple[list[int], int]:
@@ -98,7 +99,7 @@ def test_manifest_matches_images_and_bytes_come_again(tmp_path: Path) -> None:
 
 
 def test_several_ranks_sum_their_scores() -> None:
-    variants = list(plugin_variants(KernelShape(14, 2, 128, "bfloat16", ranks=2), (64,)))
+    variants = list(plugin_variants(KernelShape(14, 2, 128, Dtype.BF16, ranks=2), (64,)))
     assert [v.name for v in variants] == [
         "rotary", "scores", "context_b64", "logits_b64", "select_b64"
     ]  # fmt: skip
@@ -106,7 +107,7 @@ def test_several_ranks_sum_their_scores() -> None:
 
 
 def test_every_kernel_of_the_native_backend_compiles(tmp_path: Path) -> None:
-    shape = KernelShape(14, 2, 64, "bfloat16")
+    shape = KernelShape(14, 2, 64, Dtype.BF16)
     manifest = write_images(tmp_path, shape, native_variants(shape, 32, 896, 4864), ["sm_90"])
     for image in manifest["images"]:
         check_image(tmp_path, image)
@@ -135,7 +136,7 @@ def test_refusals(tmp_path: Path, args: tuple[str, ...], parts: tuple[str, ...])
 
 
 SHAPES = ((14, 2, 64), (28, 4, 128), (32, 4, 128))  # 0.5B; 7B; 72B on two ranks
-GRID_CASES = list(product(SHAPES, ("float32", "float16", "bfloat16"), (1, 2)))
+GRID_CASES = list(product(SHAPES, Dtype, (1, 2)))
 
 
 def grid() -> dict[Any, list[Variant]]:
@@ -161,7 +162,7 @@ def grid() -> dict[Any, list[Variant]]:
 @pytest.mark.skipif("DYCOKE_KERNEL_GRID" not in os.environ, reason="minutes: make kernel-grid")
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", GRID_CASES, ids=str)
-def test_grid(tmp_path: Path, case: tuple[tuple[int, int, int], str, int], target: str) -> None:
+def test_grid(tmp_path: Path, case: tuple[tuple[int, int, int], Dtype, int], target: str) -> None:
     heads, dtype, ranks = case
     shape = KernelShape(*heads, dtype, ranks)
     manifest = write_images(tmp_path, shape, grid()[case], [target])

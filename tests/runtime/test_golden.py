@@ -10,6 +10,7 @@ import torch
 from dycoke_trt.arch.qwen2 import LlmConfig, Weights
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.decisions import Decision
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
 from dycoke_trt.runtime.native.cpu import cpu_runner
@@ -33,7 +34,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[LlmCon
         for kind in ("config.json", "model.safetensors"):
             shutil.copyfile(GOLDEN / f"decode_{name}_{kind}", source / kind)
         target = source / "llm"
-        export_llm(open_checkpoint(source), target, DyCokeConfig.off(), "fp32")
+        export_llm(open_checkpoint(source), target, DyCokeConfig.off(), Dtype.FP32)
         loaded[name] = load_weights(target)
     return loaded
 

@@ -8,7 +8,7 @@ ABSENT = [
     "transformers", "typer",
 ]  # fmt: skip
 MODULES = [
-    "core.ttm", "kernels.images", "export.llm", "export.llm_reader", "runtime.scheduler",
+    "core.ttm", "kernels.images", "export.llm", "bundle.llm_reader", "runtime.scheduler",
     "runtime.native.cuda", "runtime.native.weights", "runtime.vision_torch",
 ]  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
@@ -39,7 +40,7 @@ def test_two_and_four_ranks_give_the_tokens_of_one(tmp_path: Path, seed: int) ->
     answers = []
     for tp in (1, 2, 4):
         directory = tmp_path / str(tp)
-        export_llm(checkpoint, directory, DyCokeConfig.off(), "fp32", tp)
+        export_llm(checkpoint, directory, DyCokeConfig.off(), Dtype.FP32, tp)
         ranks = load_ranks(directory, blocks_for(PROMPT + NEW, BLOCK), BLOCK)
         found: list[list[int]] = [[] for _ in ranks]
 

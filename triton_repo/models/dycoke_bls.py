@@ -19,6 +19,7 @@ import triton_python_backend_utils as pb_utils
 
 from ...bundle.files import open_bundle
 from ...bundle.record import read_record
+from ...core.dtype import Dtype
 from ...core.errors import DyCokeError, QueueFullError
 from ...runtime import protocol as p
 from ...runtime.detokenize import TextStream
@@ -67,7 +68,7 @@ class TritonPythonModel:
         # As many as the LLM step takes: none waits here, where nothing would be known of it.
         self._most = record.max_batch + self._limits.max_queue
         self._text_ids = manifest.visual_token_base
-        self._has_numpy = manifest.vision.dtype != "bfloat16"
+        self._has_numpy = manifest.vision.dtype != Dtype.BF16
         self._tokenizer = load_tokenizer(bundle)
         self._threads = ThreadPoolExecutor(self._most, "request")
         self._generating: dict[str, Sender] = {}  # LLM request id -> response sender

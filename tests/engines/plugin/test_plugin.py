@@ -30,13 +30,14 @@ SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover
 IMAGES = """
 import sys
 from pathlib import Path
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.kernels.aot import write_images
 from dycoke_trt.kernels.images import KernelShape, plugin_variants
 for name, heads, dtype, ranks in (
     ("one", (4, 2), "float32", 1), ("two", (2, 1), "float32", 2),
     ("half_one", (4, 2), "float16", 1), ("half_two", (2, 1), "float16", 2),
 ):
-    shape = KernelShape(*heads, 16, dtype, ranks)
+    shape = KernelShape(*heads, 16, Dtype(dtype), ranks)
     targets = ["sm_90", "ptx"] if name == "one" else ["sm_90"]
     write_images(Path(sys.argv[1]) / name, shape, plugin_variants(shape, (8,)), targets)
 """

@@ -13,6 +13,7 @@ from dycoke_trt.compress.newlines import Newline
 from dycoke_trt.compress.ttm import Ttm
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.decisions import Decision
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.cost.dims import VisionDims
 from dycoke_trt.demo import MODEL_DIR
@@ -79,7 +80,7 @@ def test_device_equals_cpu(name: str, chunk: int) -> None:
 @pytest.fixture(scope="module")
 def demo_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("demo") / "llm"
-    export_llm(open_checkpoint(MODEL_DIR), folder, DyCokeConfig(), "fp32", 1)
+    export_llm(open_checkpoint(MODEL_DIR), folder, DyCokeConfig(), Dtype.FP32, 1)
     return folder
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from dycoke_trt.bundle.llm_reader import read_llm
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.pool import PoolLayout
-from dycoke_trt.export.llm_reader import read_llm
 from dycoke_trt.runtime.native.cpu import cpu_runner
 from dycoke_trt.runtime.native.weights import llm_config, load_weights
 from dycoke_trt.runtime.request import Event, Request

@@ -22,6 +22,7 @@ import torch
 from dycoke_trt.core import pool as kv_pool
 from dycoke_trt.core import state as core
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.pool import encode_table
 from dycoke_trt.core.reselection import block_keep_table, visual_scores
 from dycoke_trt.engines.plugin_fields import rope_fields, score_fields, select_fields
@@ -68,7 +69,7 @@ class Interpreter:
         described = manifest(folder)
         self.images = {image["entry"]: image for image in described["images"]}
         self.constants: dict[str, dict[str, int]] = {}
-        shape = KernelShape(**described["shape"])
+        shape = KernelShape(**described["shape"] | {"dtype": Dtype(described["shape"]["dtype"])})
         for variant in plugin_variants(shape, (BLOCK,)):  # the same kernel, with the same constants
             entry = variant.kernel.fn.__name__
             here = {name: int(value) for name, value in variant.constants.items()}

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..arch.spec import DecoderSpec
 from ..core.config import DyCokeConfig
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..cost.dims import LlmDims
 from .json_file import read_json
 from .llm_layout import check_tp, rank_shapes
-from .safetensors_file import DTYPES, SafetensorsFile
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from .safetensors_file import SafetensorsFile
 
 
 @dataclass(frozen=True)
@@ -33,13 +31,13 @@ class LlmCheckpoint:
     config: Mapping[str, Any]
     llm: DecoderSpec
     dycoke: DyCokeConfig
-    dtype: torch.dtype
+    dtype: Dtype
     tp: int
     visual_token_base: int
     _ranks: tuple[SafetensorsFile, ...]
 
     def names(self) -> tuple[str, ...]:
-        """Names of the tensors of every rank (export/llm_layout.py)."""
+        """Names of the tensors of every rank (bundle/llm_layout.py)."""
         return tuple(rank_shapes(self.llm.dims, self.tp))
 
     def tensor(self, name: str, rank: int = 0) -> Tensor:
@@ -60,20 +58,24 @@ def read_llm(directory: Path | str) -> LlmCheckpoint:
     try:
         llm = _llm_config(config)
         tp, pp = int(config["mapping"]["tp_size"]), int(config["mapping"]["pp_size"])
-        base, dtype = int(config["visual_token_base"]), _DTYPES[config["dtype"]]
+        base, dtype = int(config["visual_token_base"]), config["dtype"]
         dycoke = DyCokeConfig.from_dict(config["dycoke"])
     except (KeyError, TypeError) as error:
         raise DyCokeError(
             f"{path}: field {error} is missing or not supported; export again"
         ) from None
+    if dtype not in list(Dtype):
+        raise DyCokeError(
+            f"{path}: dtype={dtype!r} is not supported; allowed: {', '.join(Dtype)}; export again"
+        )
     if config.get("architecture") != "Qwen2ForCausalLM" or pp != 1:
         raise DyCokeError(
             f"{path}: architecture={config.get('architecture')!r}, pp_size={pp}; "
             "supported: Qwen2ForCausalLM, pp_size=1"
         )
     check_tp(llm.dims, tp)
-    ranks = tuple(_rank(directory, rank, llm.dims, tp, dtype) for rank in range(tp))
-    return LlmCheckpoint(directory, config, llm, dycoke, dtype, tp, base, ranks)
+    ranks = tuple(_rank(directory, rank, llm.dims, tp, Dtype(dtype)) for rank in range(tp))
+    return LlmCheckpoint(directory, config, llm, dycoke, Dtype(dtype), tp, base, ranks)
 
 
 def _llm_config(config: Mapping[str, Any]) -> DecoderSpec:
@@ -96,19 +98,16 @@ def _llm_config(config: Mapping[str, Any]) -> DecoderSpec:
     )
 
 
-def _rank(
-    directory: Path, rank: int, dims: LlmDims, tp: int, dtype: torch.dtype
-) -> SafetensorsFile:
+def _rank(directory: Path, rank: int, dims: LlmDims, tp: int, dtype: Dtype) -> SafetensorsFile:
     path = directory / f"rank{rank}.safetensors"
     if not path.is_file():
         raise DyCokeError(f"{path}: is missing, config.json says tp_size={tp}; export again")
     file = SafetensorsFile(path)
     for name, shape in rank_shapes(dims, tp).items():
         entry = file.entries.get(name)
-        found = None if entry is None else (entry.shape, DTYPES.get(entry.dtype))
-        if found != (shape, dtype):
+        found, wanted = entry and (entry.shape, entry.dtype), (shape, dtype.safetensors)
+        if found != wanted:
             raise DyCokeError(
-                f"{path}: tensor {name} is {found}, config.json asks for {(shape, dtype)}; "
-                "export again"
+                f"{path}: tensor {name} is {found}, config.json asks for {wanted}; export again"
             )
     return file

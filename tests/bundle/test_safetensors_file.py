@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.export.safetensors_file import (
+from dycoke_trt.bundle.safetensors_file import (
     DTYPES,
     SafetensorsFile,
     TensorPlan,
     write_safetensors,
 )
+from dycoke_trt.core.errors import DyCokeError
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
