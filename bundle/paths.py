@@ -10,3 +10,6 @@ LLM = "llm"
 TOKENIZER = "tokenizer"
 KERNELS = "kernels"
 ENGINES = "engines"
+VISION_PLAN = "vision_ttm.plan"  # this and the rest: in a folder of ENGINES
+RUNTIME_CACHE = "vision_ttm.runtime-cache"  # kernels compiled on the GPU; no part of a record
+LLM_ENGINE = "llm"

@@ -21,7 +21,7 @@ FILE = "record.json"
 class EngineRecord(BaseModel):
     """engines/<target>/record.json. options: what the engine was built for.
 
-    sm: 90 for compute capability 9.0; plugin_abi: of the plugin library (engines/plugin_nodes.py);
+    sm: 90 for compute capability 9.0; plugin_abi: of the plugin library (runtime/trtllm/plugin.py);
     files: every file of the engine directory by its path there. All empty for the target `cpu`.
     """
 

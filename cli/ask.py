@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.extras import require
 from ..runtime.video.limits import VideoLimits
 from .options import (
     VIDEO,
@@ -17,7 +18,6 @@ from .options import (
     MaxVideoPixels,
     MaxVideoSamples,
     MaxVideoSeconds,
-    require,
 )
 
 _FORMS = "give BUNDLE and QUESTION, or --server HOST:PORT and QUESTION (in quotes)"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import require
+from ..core.extras import require
 
 if TYPE_CHECKING:
     from ..bench.load.sweep import Cell, Target

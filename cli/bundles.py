@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, dycoke_config, require
+from ..core.extras import require
+from .options import AsJson, dycoke_config
 
 Bundle = Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)]
 

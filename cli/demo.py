@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import require
+from ..core.extras import require
 
 # Rates and block size at which the small model answers its clips as its oracle does: the best
 # block score for it is `max` (docs/accuracy.md), and 16 frames leave it 361 visual tokens.

@@ -32,7 +32,7 @@ def doctor(
     """Look at GPU, driver, TensorRT, Triton and plugin; say what works here and what to run."""
     from ..core.errors import DyCokeError
     from ..engines.doctor import CONTAINERS, examine, matching_container
-    from ..engines.installed import installed
+    from ..runtime.installed import installed
 
     if plugin is not None and try_plugin is None:
         raise DyCokeError(f"--plugin {plugin} has no effect without --try-plugin")
@@ -121,7 +121,7 @@ def _bindings() -> Finding:
 
 def abilities(there: set[str]) -> dict[str, tuple[bool, str]]:
     """What works with what is `there` (names of findings): name -> (works, what to run)."""
-    from ..engines.installed import CONTAINER
+    from ..runtime.installed import CONTAINER
 
     engines = {"GPU", "TensorRT", "TensorRT-LLM", "Polygraphy"}
 

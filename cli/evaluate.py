@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson, dycoke_config, require
+from ..core.extras import require
+from .options import AsJson, dycoke_config
 
 if TYPE_CHECKING:
     from ..core.config import DyCokeConfig

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import require
+from ..core.extras import require
 
 
 def kernels(

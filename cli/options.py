@@ -45,16 +45,3 @@ def dycoke_config(**fields: Any) -> DyCokeConfig:
     from ..core.config import DyCokeConfig
 
     return DyCokeConfig.from_dict(fields)
-
-
-def require(*packages: str, extra: str) -> None:
-    """Raises DyCokeError in one line if a package of an extra is not installed."""
-    from importlib.util import find_spec
-
-    from ..core.errors import DyCokeError
-
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise DyCokeError(
-            f"{', '.join(missing)} is not installed; run: pip install 'dycoke-trt[{extra}]'"
-        )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson, require
+from ..core.extras import require
+from .options import AsJson
 
 if TYPE_CHECKING:
     from ..cost.gpus import Gpu

@@ -225,7 +225,7 @@ class _Engines:
         from ..bundle.record import FILE as RECORD
         from ..bundle.record import read_record
         from ..core.errors import DyCokeError
-        from ..engines.installed import installed
+        from ..runtime.installed import installed
         from ..runtime.native.load import native_record
         from ..triton_repo.trtllm import CPP_BACKEND
         from ..triton_repo.trtllm_launch import (
@@ -270,8 +270,8 @@ def _check_vision(bundle: Path, chosen: str, *, plan_backend: bool) -> None:
     """Says what runs the vision step, and refuses an engine that does not fit this machine."""
     from ..bundle.files import open_bundle
     from ..bundle.vision_record import read_vision_record
-    from ..engines.tensorrt_library import TENSORRT, TENSORRT_RTX
-    from ..engines.this_gpu import visible_gpus
+    from ..runtime.nvidia_smi import visible_gpus
+    from ..runtime.tensorrt_library import TENSORRT, TENSORRT_RTX
     from ..runtime.vision import RTX
 
     if chosen == TENSORRT.name:

@@ -15,7 +15,7 @@ from ..core.errors import DyCokeError
 from ..cost.dims import LlmDims, ModelDims
 from ..cost.floors import prompt_table_traffic
 from .plugin_interfaces import V3, check_interface
-from .targets import Target
+from .target_gpus import TargetGpu
 
 MOST_SEQUENCES = 64  # default of --max-batch where memory and profile allow more
 # --profile: what the prompt tables of an engine may cost a sequence that runs alone, as a part of
@@ -128,7 +128,7 @@ def state_bytes_per_block(tokens_per_block: int) -> int:
 
 def plan_build(
     model: Model,
-    target: Target,
+    target: TargetGpu,
     *,
     tokens_per_block: int = 32,
     max_batch: int | None = None,
@@ -175,7 +175,7 @@ def plan_build(
     )
 
 
-def _plan(model: Model, target: Target, block: int, batch: int, fraction: float) -> BuildPlan:
+def _plan(model: Model, target: TargetGpu, block: int, batch: int, fraction: float) -> BuildPlan:
     llm, tp, element = model.llm, model.tp, model.dtype.bytes
     visual = model.visual_tokens(model.max_frames)
     longest_input = min(visual + TEXT_TOKENS, model.max_positions - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,9 +13,13 @@ from ..bundle.paths import ENGINES, VISION_GRAPH
 from ..bundle.record import EngineRecord, write_record
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
+from ..core.extras import require
+from .targets import Target
 
 
-def build_cpu(bundle: Path, *, kv_tokens: int, tokens_per_block: int, max_batch: int) -> Path:
+def build_cpu(
+    bundle: Path, *, kv_tokens: int = 16_384, tokens_per_block: int = 16, max_batch: int = 16
+) -> Path:
     """Runs the vision graph once on blank frames and writes engines/cpu/record.json.
 
     Raises DyCokeError for options out of range, a bundle that CPUs cannot run, or a graph whose
@@ -38,6 +43,7 @@ def build_cpu(bundle: Path, *, kv_tokens: int, tokens_per_block: int, max_batch:
             f"{bundle}: ONNX Runtime on a CPU cannot run a bfloat16 graph: export with "
             "--dtype float32"
         )
+    require("onnxruntime", extra="cpu")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
@@ -62,3 +68,15 @@ def build_cpu(bundle: Path, *, kv_tokens: int, tokens_per_block: int, max_batch:
         versions={name: version(name) for name in ("dycoke-trt", "onnxruntime", "torch")},
     )
     return write_record(bundle / ENGINES / "cpu", record)
+
+
+def _build(bundle: Path, _names: Sequence[str], **options: int) -> str:
+    return f"{build_cpu(bundle, **options)} written"
+
+
+TARGET = Target(
+    _build,
+    takes=build_cpu,
+    nature=", which compiles nothing",
+    instead={"kv_fraction": "use --kv-tokens", "dry_run": "leave it out and give BUNDLE"},
+)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..core.errors import DyCokeError
-from .counters import ROWS, counters_path, read_counters
-from .installed import plugin_library, version_of
-from .plugin_nodes import COUNTERS, PLUGIN_ABI
-from .targets import OLDEST_SM
-from .tensorrt_library import TENSORRT_RTX
-from .this_gpu import driver_cuda, visible_gpus
+from ..runtime.nvidia_smi import driver_cuda, visible_gpus
+from ..runtime.tensorrt_library import TENSORRT_RTX, version_of
+from ..runtime.trtllm.counters import ROWS, counters_path, read_counters
+from ..runtime.trtllm.plugin import COUNTERS, PLUGIN_ABI
+from .plugin_library import plugin_library
+from .target_gpus import OLDEST_SM
 
 Status = Literal["ok", "warning", "missing"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ..bundle.manifest import Manifest
 from ..core.errors import DyCokeError
+from ..runtime.trtllm.plugin import LIBRARY_VARIABLE
 from .build_plan import BuildPlan
-from .installed import PLUGIN_VARIABLE
 from .plugin_nodes import INTERFACE, KERNELS
 
 MODEL_CLASS = "DycokeQwen2ForCausalLM"
@@ -64,7 +64,7 @@ def build_environment(bundle: Path, library: Path | None, interface: str) -> dic
     """This process's environment and what the model class looks up."""
     kernels = str((bundle / "kernels").resolve())
     found = dict(os.environ) | {KERNELS: kernels, INTERFACE: interface}
-    return found | ({PLUGIN_VARIABLE: str(library)} if library else {})
+    return found | ({LIBRARY_VARIABLE: str(library)} if library else {})
 
 
 def check_kernels(bundle: Path, manifest: Manifest, plan: BuildPlan) -> None:

@@ -21,9 +21,10 @@ from tensorrt_llm.models.qwen.model import QWenForCausalLM
 
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
-from .installed import plugin_library
-from .llm_nodes import PluginNodes, load_plugins
+from ..runtime.trtllm.plugin import load_plugins
+from .llm_nodes import PluginNodes
 from .plugin_interfaces import V3, check_interface
+from .plugin_library import plugin_library
 from .plugin_nodes import INTERFACE, KERNELS
 from .pruned_attention import PrunedAttention
 from .refusals import refuse

@@ -6,41 +6,22 @@ output of its layer.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..core.config import DyCokeConfig
-from ..core.errors import DyCokeError
 from ..core.reselection import blocks_kept
 from .plugin_fields import rope_fields, score_fields, select_fields
 from .plugin_interfaces import add_plugin, create_plugin
-from .plugin_nodes import INIT, ROPE, ROPE_INPUTS, SCORE, SCORE_INPUTS, SELECT, SELECT_INPUTS
+from .plugin_nodes import ROPE, ROPE_INPUTS, SCORE, SCORE_INPUTS, SELECT, SELECT_INPUTS
 from .pruned_attention import Call
 
 # Tables may be wider than the longest sequence needs; an entry per possible count of blocks.
 _SPARE_BLOCKS = 64
-
-
-@cache  # a build defines one network per rank
-def load_plugins(library: Path) -> None:
-    """Loads the plugin library and registers its plugins; DyCokeError where it refuses."""
-    try:
-        initialise = getattr(ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL), INIT)
-    except (OSError, AttributeError) as error:
-        raise DyCokeError(f"{library}: not loadable ({error}); run: dycoke plugin build") from None
-    initialise.restype = ctypes.c_bool
-    initialise.argtypes = [ctypes.c_void_p]
-    if not initialise(None):
-        raise DyCokeError(
-            f"{library} was built for another TensorRT (its message stands above); run: "
-            "dycoke plugin build"
-        )
 
 
 def keep_table(p: float, max_seq_len: int, tokens_per_block: int) -> np.ndarray[Any, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..cost.floors import Workload, floors, prompt_tables
 from .build_plan import TABLE_COPIES, BuildPlan, Model
 from .model import dims_of
-from .targets import Target
+from .target_gpus import TargetGpu
 
 
 def plan_rows(plan: BuildPlan) -> list[tuple[str, str]]:
@@ -51,13 +52,15 @@ def plan_rows(plan: BuildPlan) -> list[tuple[str, str]]:
     ]
 
 
-def floor_rows(model: Model, target: Target, plan: BuildPlan) -> list[tuple[str, int, float, str]]:
+def floor_rows(
+    model: Model, target: TargetGpu, plan: BuildPlan
+) -> list[tuple[str, int, float, str]]:
     """(stage, batch, least milliseconds, what binds) for the longest video, alone and with a full
     batch; empty for models and GPUs without published figures."""
     dims = dims_of(model)
     if dims is None or target.gpu is None:
         return []
-    found: list[tuple[str, int, float, str]] = []
+    rows: list[tuple[str, int, float, str]] = []
     for batch in dict.fromkeys((1, plan.max_batch)):
         workload = Workload(
             frames=model.max_frames,
@@ -67,20 +70,63 @@ def floor_rows(model: Model, target: Target, plan: BuildPlan) -> list[tuple[str,
         )
         stages = floors(dims, target.gpu, model.config, workload).stages
         tables = prompt_tables(dims, target.gpu, model.config, workload, slots=plan.max_batch)
-        found += [
+        rows += [
             (stage.stage, batch, 1e3 * stage.seconds, stage.bound) for stage in (*stages, tables)
         ]
-    return found
+    return rows
 
 
-def plan_json(model: Model, target: Target, plan: BuildPlan) -> dict[str, Any]:
-    """Every field of the plan in bytes and counts, and the floors."""
-    return {
-        **asdict(plan),
-        "kv_tokens": plan.kv_tokens,
-        "dycoke": model.config.to_dict(),
-        "floors": [
-            {"stage": stage, "batch": batch, "milliseconds": time, "bound": bound}
-            for stage, batch, time, bound in floor_rows(model, target, plan)
-        ],
-    }
+@dataclass(frozen=True)
+class Table:
+    """columns: none for rows of a label and a value."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """A plan, and the model and GPU that it is of."""
+
+    model: Model
+    gpu: TargetGpu
+    plan: BuildPlan
+
+    def json(self) -> dict[str, Any]:
+        """Every field of the plan in bytes and counts, and the floors."""
+        return {
+            **asdict(self.plan),
+            "kv_tokens": self.plan.kv_tokens,
+            "dycoke": self.model.config.to_dict(),
+            "floors": [
+                {"stage": stage, "batch": batch, "milliseconds": time, "bound": bound}
+                for stage, batch, time, bound in floor_rows(self.model, self.gpu, self.plan)
+            ],
+        }
+
+    def tables(self) -> list[Table]:
+        """For people; floors only where there are figures to make them of."""
+        plan = self.plan
+        videos = [
+            (str(v.frames), f"{v.k:g}", f"{v.visual_tokens:,}", f"{v.concurrent:,}")
+            for v in plan.videos
+        ]
+        floors = [
+            (stage, str(batch), f"{time:.2f}", bound)
+            for stage, batch, time, bound in floor_rows(self.model, self.gpu, plan)
+        ]
+        tables = [
+            Table(f"{plan.model} on {plan.target}", (), plan_rows(plan)),
+            Table(
+                "videos at once, with their answers",
+                ("frames", "K", "visual tokens", "videos"),
+                videos,
+            ),
+            Table(
+                f"floors, {self.model.max_frames} frames",
+                ("stage", "batch", "least ms", "bound by"),
+                floors,
+            ),
+        ]
+        return [table for table in tables if table.rows]

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..core.errors import DyCokeError
-from .plugin_nodes import PLUGIN_ABI
+from ..runtime.trtllm.plugin import PLUGIN_ABI
 
 SOURCES = Path(__file__).parent / "plugin"
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror")

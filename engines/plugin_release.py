@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DyCokeError
+from ..runtime.trtllm.plugin import PLUGIN_ABI
 from .plugin_build import build_plugin, tensorrt_version
 from .plugin_interfaces import VERSIONS
-from .plugin_nodes import PLUGIN_ABI
 
 GLIBC = (2, 17)  # manylinux2014: every distribution that runs a driver for CUDA 13
 FLAGS = ("-O2", "-g0", "-Wl,-s")

@@ -1,63 +1,88 @@
-"""What engines are built for: a GPU of the table (cost/gpus.py), or the one in this machine."""
+"""What `dycoke build` builds for: a row per target, and what a target says of itself.
+
+A target is a file of this folder with `TARGET`, and a row of TARGETS here. Files are imported when
+their target is asked for: some need torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
 from ..core.errors import DyCokeError
-from ..cost.gpus import GPUS, Gpu, gpu_of_product
-from .this_gpu import VisibleGpu, visible_gpus
+from .plan_report import PlanReport
+from .target_gpus import GPU_NAMES, THIS_GPU
 
-THIS_GPU = "this-gpu"
-NATIVE = ("cpu", "cuda")  # the native backend: nothing is compiled ahead of time
-TARGETS = tuple(GPUS)
-OLDEST_SM = 80  # bf16, and the oldest architecture that the kernels are compiled for
+TARGETS = {  # a name of --target: the file that builds for it
+    "cpu": "cpu",
+    "cuda": "cuda",
+    **dict.fromkeys((*GPU_NAMES, THIS_GPU), "tensorrt"),
+}
+VISIONS = ("tensorrt", "rtx")  # of --vision: files too; the latter is chosen by it alone
 
 
 @dataclass(frozen=True)
 class Target:
-    """name: of the folder below engines/. sm: 90 for compute capability 9.0. memory: bytes of one
-    GPU. gpu: its published figures, None for a product that the table does not have."""
+    """What one file builds.
 
-    name: str
-    sm: int
-    memory: float
-    gpu: Gpu | None
+    build: called with the bundle (None with an option that stands for it), the names of --target
+    and the options that were given; returns a line that says what was written, or the plan.
+    takes: the function whose keyword arguments are the options of `dycoke build` that this target
+    takes, and whose defaults are theirs. several: one build may serve several names. nature: said
+    where an option is refused; instead: of such an option, what to do.
+    """
+
+    build: Callable[..., str | PlanReport]
+    takes: Callable[..., Any]
+    nature: str = ""
+    instead: Mapping[str, str] = field(default_factory=dict)
+    several: bool = False
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Names and defaults of the options that it takes."""
+        return {
+            name: parameter.default
+            for name, parameter in inspect.signature(self.takes).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
 
 
 def check_name(name: str) -> None:
     """Raises DyCokeError, listing the names, for one that no target has."""
-    if name not in (*NATIVE, *TARGETS, THIS_GPU):
-        raise DyCokeError(
-            f"unknown target {name!r}; allowed: {', '.join((*NATIVE, *TARGETS, THIS_GPU))}"
-        )
+    if name not in TARGETS:
+        raise DyCokeError(f"unknown target {name!r}; allowed: {', '.join(TARGETS)}")
 
 
-def find_target(name: str, gpus: Sequence[VisibleGpu] | None = None) -> Target:
-    """The target called `name`; gpus: this machine's, asked for where `this-gpu` needs them.
+def find_target(names: Sequence[str], vision: str | None, given: Mapping[str, Any]) -> Target:
+    """The target of these names of --target, or of --vision, which takes the options `given`.
 
-    Raises DyCokeError for an unknown name, listing the known ones, and for `this-gpu` on a machine
-    without a GPU, with different ones, or with one too old.
+    Raises DyCokeError for names that are missing, unknown or too many, a vision step that does not
+    go with them, and an option that would have no effect: its name, its value, what to do instead.
     """
-    if name in TARGETS:
-        gpu = GPUS[name]
-        return Target(name, gpu.sm, gpu.memory, gpu)
-    check_name(name)
-    found = visible_gpus() if gpus is None else gpus
-    if not found:
+    if vision not in (None, *VISIONS):
+        raise DyCokeError(f"--vision {vision!r} is not allowed; allowed: {', '.join(VISIONS)}")
+    if not names:
+        example = "--vision rtx --target rtx4090" if vision == "rtx" else "--target cpu"
+        raise DyCokeError(f"--target is missing; run: dycoke build BUNDLE {example} (or a GPU)")
+    for name in names:
+        check_name(name)
+    file, asked = TARGETS[names[0]], f"--target {names[0]}"
+    if vision == "rtx":
+        file, asked = vision, f"--vision {vision}"
+    if vision not in (None, file):
+        raise DyCokeError(f"--vision {vision} has no effect with {asked}")
+    target: Target = import_module(f".{file}", __package__).TARGET
+    if len(names) > 1 and not target.several:
         raise DyCokeError(
-            f"--target {THIS_GPU}: nvidia-smi lists no GPU here; name one: {', '.join(TARGETS)}"
+            f"--target {' --target '.join(names)}: only --vision rtx builds for several GPUs"
         )
-    first = found[0]
-    if other := next((gpu for gpu in found if gpu.sm != first.sm), None):
-        raise DyCokeError(
-            f"--target {THIS_GPU}: this machine has {first.name} (sm_{first.sm}) and {other.name} "
-            f"(sm_{other.sm}); name the target that you mean"
-        )
-    if first.sm < OLDEST_SM:
-        raise DyCokeError(
-            f"{first.name} is sm_{first.sm}; engines need sm_{OLDEST_SM} or newer (Ampere)"
-        )
-    memory = min(gpu.memory for gpu in found)
-    return Target(THIS_GPU, first.sm, memory, gpu_of_product(first.name))
+    for name, value in given.items():
+        if name not in target.options:
+            option = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+            hint = f"; {target.instead[name]}" if name in target.instead else ""
+            raise DyCokeError(f"{option} has no effect with {asked}{target.nature}{hint}")
+    return target

@@ -18,9 +18,10 @@ from typing import Any
 
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
-from .installed import plugin_library, version_of
+from ..runtime.tensorrt_library import version_of
 from .plugin_fields import rope_fields
 from .plugin_interfaces import VERSIONS, add_plugin, create_plugin
+from .plugin_library import plugin_library
 from .plugin_nodes import ROPE, ROPE_INPUTS
 
 HOST = "host_request_types"
@@ -141,7 +142,7 @@ def run(interface: str, library: Path, kernels: Path) -> Trial:
     import tensorrt as trt
     import torch
 
-    from .llm_nodes import load_plugins
+    from ..runtime.trtllm.plugin import load_plugins
 
     load_plugins(library)
     logger = trt.Logger(trt.Logger.WARNING)

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.manifest import Manifest
-from ..bundle.paths import VISION_GRAPH
+from ..bundle.paths import VISION_GRAPH, VISION_PLAN
 from ..core.errors import DyCokeError
 
-PLAN_FILE = "vision_ttm.plan"  # in the engine directory
 TIMING_CACHE = "timing.cache"  # beside the targets' directories: builds of one GPU share it
 _SHORT, _MEDIUM = 8, 32  # frames: where the ranges of the profiles end
 DEFAULT_WORKSPACE = 4 * 2**30  # bytes a tactic may take for scratch
@@ -102,6 +101,6 @@ def build_vision_plan(bundle: Path, manifest: Manifest, directory: Path, cache: 
         reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise DyCokeError(f"{source}: TensorRT {trt.__version__} built no plan: {reason}") from None
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / PLAN_FILE
+    path = directory / VISION_PLAN
     path.write_bytes(bytes(plan))
     return path

@@ -64,30 +64,29 @@ def load_vision(
 def _plan(bundle: Path, build: str) -> Vision:
     from ..bundle.files import open_bundle
     from ..bundle.loading import checked_while_loading
+    from ..bundle.paths import VISION_PLAN
     from ..bundle.record import FILE as RECORD
     from ..bundle.record import read_record
-    from ..engines.installed import installed
-    from ..engines.tensorrt_library import TENSORRT as LIBRARY
-    from ..engines.vision_plan import PLAN_FILE
+    from .installed import installed
+    from .tensorrt_library import TENSORRT as LIBRARY
     from .vision_engine import EngineVision
 
     folder = bundle / ENGINES / build
     record = read_record(folder, open_bundle(bundle), bundle, installed=installed())
     again = f"run: dycoke build {bundle} --target {build}, here"
-    plan = {PLAN_FILE: record.files[PLAN_FILE]}
+    plan = {VISION_PLAN: record.files[VISION_PLAN]}
     with checked_while_loading(folder, plan, RECORD, again):
-        return EngineVision(folder / PLAN_FILE, LIBRARY.load(), again=again)
+        return EngineVision(folder / VISION_PLAN, LIBRARY.load(), again=again)
 
 
 def _rtx(bundle: Path, cuda_graph: bool) -> Vision:
     from ..bundle.files import open_bundle
     from ..bundle.loading import checked_while_loading
+    from ..bundle.paths import RUNTIME_CACHE, VISION_PLAN
     from ..bundle.record import FILE as RECORD
     from ..bundle.vision_record import DIRECTORY, read_vision_record
-    from ..engines.tensorrt_library import TENSORRT_RTX
-    from ..engines.this_gpu import visible_gpus
-    from ..engines.vision_plan import PLAN_FILE
-    from ..engines.vision_rtx import CACHE_FILE
+    from .nvidia_smi import visible_gpus
+    from .tensorrt_library import TENSORRT_RTX
     from .vision_engine import EngineVision
 
     library = TENSORRT_RTX.load()
@@ -99,10 +98,10 @@ def _rtx(bundle: Path, cuda_graph: bool) -> Vision:
     again = f"run: dycoke build {bundle} --vision rtx --target this-gpu, on the GPU"
     with checked_while_loading(folder, record.files, RECORD, again):
         return EngineVision(
-            folder / PLAN_FILE,
+            folder / VISION_PLAN,
             library,
             again=again,
-            runtime_cache=folder / CACHE_FILE,
+            runtime_cache=folder / RUNTIME_CACHE,
             cuda_graph=cuda_graph,
             refit=bundle / VISION_GRAPH if record.weights == "stripped" else None,
         )

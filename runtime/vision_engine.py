@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
-from ..engines.tensorrt_library import LoadedLibrary
 from .gpu import find_gpu
+from .tensorrt_library import LoadedLibrary
 
 INPUT, OUTPUT = "frames", "visual_embeds"
 _DTYPES = {dtype.tensorrt: dtype.torch for dtype in Dtype}

@@ -15,8 +15,8 @@ more than so many beside its batch, decoupled or not. Without it the line has no
 from __future__ import annotations
 
 from ..bundle.manifest import Manifest
+from ..bundle.paths import LLM_ENGINE
 from ..bundle.record import EngineRecord
-from ..engines.build import LLM_DIRECTORY
 from ..engines.refusals import refuse
 from ..runtime import protocol as p
 from .config_pbtxt import ModelConfig
@@ -47,7 +47,7 @@ def llm_parameters(manifest: Manifest, record: EngineRecord, engines: str) -> di
         "tokenizer_dir": "",
         "xgrammar_tokenizer_info_path": "",
         "guided_decoding_backend": "",
-        "gpt_model_path": f"{engines}/{LLM_DIRECTORY}",
+        "gpt_model_path": f"{engines}/{LLM_ENGINE}",
         "batch_scheduler_policy": "guaranteed_no_evict",
         "enable_kv_cache_reuse": "false",
         "enable_chunked_context": "true",

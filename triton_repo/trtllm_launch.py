@@ -16,9 +16,10 @@ from pathlib import Path
 from ..bundle.manifest import Manifest
 from ..bundle.record import EngineRecord
 from ..core.errors import DyCokeError
-from ..engines.installed import CONTAINER, PLUGIN_VARIABLE, plugin_library
-from ..engines.plugin_nodes import AUTOREGISTER, COUNTERS, LIBRARY
+from ..engines.plugin_library import plugin_library
+from ..runtime.installed import CONTAINER
 from ..runtime.protocol import LLM
+from ..runtime.trtllm.plugin import AUTOREGISTER, COUNTERS, LIBRARY, LIBRARY_VARIABLE
 from .tritonserver import TritonServer
 from .trtllm import CPP_BACKEND, EXECUTOR, LLM_CHOICES
 
@@ -46,7 +47,7 @@ def server_environment(
     library = str(plugin_library(plugin) if plugin else (engines / LIBRARY).resolve())
     before = os.environ.get("LD_PRELOAD", "")
     found = {"LD_PRELOAD": f"{library}:{before}".rstrip(":"), AUTOREGISTER: "1"}
-    found[PLUGIN_VARIABLE] = library  # models in Python load the same one
+    found[LIBRARY_VARIABLE] = library  # models in Python load the same one
     return found | ({COUNTERS: counters} if counters else {})
 
 

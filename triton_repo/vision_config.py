@@ -8,8 +8,9 @@ a server that does have Triton's `tensorrt` backend runs it without Python.
 from __future__ import annotations
 
 from ..bundle.manifest import Manifest
+from ..bundle.paths import VISION_PLAN
 from ..core.errors import DyCokeError
-from ..engines.vision_plan import PLAN_FILE, profile_ranges
+from ..engines.vision_plan import profile_ranges
 from ..runtime import protocol as p
 from ..runtime.vision import KINDS, NATIVE, RTX, TENSORRT
 from .config_pbtxt import ModelConfig
@@ -67,6 +68,6 @@ def plan_config(manifest: Manifest) -> ModelConfig:
         (p.frames_spec(vision.image_size),),
         (p.visual_embeds_spec(manifest.llm.hidden, vision.dtype),),
         platform="tensorrt_plan",
-        file=PLAN_FILE,
+        file=VISION_PLAN,
         profiles=tuple(map(str, profiles)),
     )

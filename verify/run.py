@@ -45,7 +45,8 @@ def verify_engines(bundle: Path, target: str, vision: str = TENSORRT) -> Iterato
     """
     from ..bundle.record import read_record
     from ..bundle.vision_record import read_vision_record
-    from ..engines.installed import installed, require_tensorrt
+    from ..engines.tensorrt import require_tensorrt
+    from ..runtime.installed import installed
     from ..runtime.vision import load_vision
     from .vision_plan import check_vision_engine
 

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from ...bundle.files import open_bundle
-from ...bundle.paths import VISION_FILES
+from ...bundle.paths import VISION_FILES, VISION_PLAN
 from ...bundle.vision_record import read_vision_record
 from ...core.config import DyCokeConfig
 from ...core.dtype import Dtype
 from ...cost.dims import preset
-from ...engines.vision_plan import PLAN_FILE
 from ...export.bundle import export_bundle
 from ..machine import machine
 from ..make_checkpoint import make_checkpoint
@@ -78,7 +77,7 @@ def _build(bundle: Path, targets: tuple[str, ...]) -> dict[str, Any]:
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_memory_bytes": usage.ru_maxrss * 1024,
         "graph_bytes": graph,
-        "engine_bytes": record.files[PLAN_FILE].size,
+        "engine_bytes": record.files[VISION_PLAN].size,
         "context_bytes": record.activations,
         "layers_checked": record.checked_layers,
     }

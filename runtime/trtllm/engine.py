@@ -18,13 +18,13 @@ from ...bundle.manifest import Manifest
 from ...bundle.record import EngineRecord
 from ...core.decisions import Decision
 from ...core.errors import DyCokeError, QueueFullError, TimeLimitError
-from ...engines.counters import counters_path, read_counters
-from ...engines.plugin_nodes import COUNTERS
 from ..limits import RequestLimits
 from ..request import Event, Finish, Request, check_request
 from ..selection import SelectionCounts
 from ..sequence import Sequence
 from .config import check_limits, executor_config, executor_request
+from .counters import counters_path, read_counters
+from .plugin import COUNTERS
 
 _PATIENCE = timedelta(milliseconds=20)  # how long a step waits for responses
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ...bundle.files import open_bundle
+from ...bundle.paths import LLM_ENGINE
 from ...bundle.record import read_record
 from ...core.errors import DyCokeError
-from ...engines.build import LLM_DIRECTORY
-from ...engines.installed import CONTAINER, PLUGIN_VARIABLE, installed
-from ...engines.llm_nodes import load_plugins
-from ...engines.plugin_nodes import LIBRARY
+from ..installed import CONTAINER, installed
 from ..limits import RequestLimits
 from .engine import ExecutorEngine
+from .plugin import LIBRARY, LIBRARY_VARIABLE, load_plugins
 
 
 def load_executor(bundle: Path, build: str, limits: RequestLimits | None = None) -> ExecutorEngine:
@@ -28,8 +27,8 @@ def load_executor(bundle: Path, build: str, limits: RequestLimits | None = None)
     bindings = _bindings()
     # `dycoke serve` preloads a library, which registers by itself, and names it here: done once.
     if LIBRARY in record.files:
-        load_plugins(Path(os.environ.get(PLUGIN_VARIABLE) or engines / LIBRARY))
-    engine = ExecutorEngine(bindings, engines / LLM_DIRECTORY, record, manifest, limits)
+        load_plugins(Path(os.environ.get(LIBRARY_VARIABLE) or engines / LIBRARY))
+    engine = ExecutorEngine(bindings, engines / LLM_ENGINE, record, manifest, limits)
     if not engine.leads:
         engine.close()  # another rank's: works for the first one until that ends
     return engine

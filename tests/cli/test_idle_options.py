@@ -14,7 +14,10 @@ PROFILE = ("profile", "Why?", "--video", "no.mp4", "-o", "out", "--offline", "bu
     [
         (("build", "b", "--target", "h100", "--tp", "2"), "--tp and --max-frames are for --model"),
         (("build", "b", "--target", "h100", "--json"), "--json has no effect without --dry-run"),
-        (("build", "b", "--target", "cpu", "--kv-fraction", "0.5"), "--kv-fraction is for GPUs"),
+        (
+            ("build", "b", "--target", "cpu", "--kv-fraction", "0.5"),
+            "has no effect with --target cpu, which compiles nothing; use --kv-tokens",
+        ),
         (
             ("build", "--model", "llava-ov-7b", "--target", "h100", "--dry-run", "--tp", "0"),
             "--tp 0 is impossible",

@@ -11,8 +11,8 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.engines.build_plan import Model, plan_build, rank_weights, state_bytes_per_block
 from dycoke_trt.engines.model import model_of_bundle, model_of_preset
-from dycoke_trt.engines.targets import TARGETS, find_target
-from dycoke_trt.engines.this_gpu import VisibleGpu, parse_gpu
+from dycoke_trt.engines.target_gpus import GPU_NAMES, find_target_gpu
+from dycoke_trt.runtime.nvidia_smi import VisibleGpu, parse_gpu
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 
 L4 = VisibleGpu("NVIDIA L4", 89, 24_152_899_584, "580.65.06")
@@ -32,17 +32,17 @@ def test_weights_of_a_rank_are_those_of_its_file(name: str, tp: int) -> None:
 
 
 def test_72b_on_two_h200() -> None:
-    plan = plan_build(model("llava-ov-72b", tp=2), find_target("h200"))
+    plan = plan_build(model("llava-ov-72b", tp=2), find_target_gpu("h200"))
     assert plan.weights_total == pytest.approx(145.41e9, rel=1e-3)
     assert plan.weights_per_rank == pytest.approx(73.95e9, rel=1e-3)
     assert plan.weights_per_rank_split == pytest.approx(72.70e9, rel=1e-3)
     assert plan.kv_bytes_per_token == 163_840
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", GPU_NAMES)
 @pytest.mark.parametrize("name", ["llava-ov-0.5b", "llava-ov-7b"])
 def test_every_default_fits(name: str, target: str) -> None:
-    found = find_target(target)
+    found = find_target_gpu(target)
     plan = plan_build(model(name), found)
     used = plan.weights_per_rank + plan.vision_weights + plan.activations + plan.reserve
     used += plan.tables
@@ -53,22 +53,22 @@ def test_every_default_fits(name: str, target: str) -> None:
 
 
 def test_capacity_follows_memory_and_block_size() -> None:
-    small = plan_build(model("llava-ov-0.5b"), find_target("h200"), tokens_per_block=16)
+    small = plan_build(model("llava-ov-0.5b"), find_target_gpu("h200"), tokens_per_block=16)
     assert 595_000 < small.state_capacity < 725_000
-    large = plan_build(model("llava-ov-0.5b"), find_target("h200"), tokens_per_block=64)
+    large = plan_build(model("llava-ov-0.5b"), find_target_gpu("h200"), tokens_per_block=64)
     assert large.state_capacity == pytest.approx(small.state_capacity / 4, rel=1e-3)
     assert state_bytes_per_block(32) == 32 * 5 + 1 + 16
-    off = plan_build(model(p=0.0), find_target("l4"))
+    off = plan_build(model(p=0.0), find_target_gpu("l4"))
     assert (off.state_capacity, off.state_bytes) == (0, 0)
 
 
 def test_prompt_tables_are_counted_three_times() -> None:
     """The engine's buffer, each request's own, and Triton's pool on its way."""
-    plan = plan_build(model(frames=32), find_target("h200"), max_batch=64)
+    plan = plan_build(model(frames=32), find_target_gpu("h200"), max_batch=64)
     table = 2961 * 3584 * 2
     assert plan.tables == 3 * 64 * table
     assert plan.max_table_rows == 64 * 2961
-    fewer = plan_build(model(frames=32), find_target("h200"), max_batch=1)
+    fewer = plan_build(model(frames=32), find_target_gpu("h200"), max_batch=1)
     assert plan.activations - fewer.activations == 63 * 3 * 4 * model().llm.vocab  # logits alone
     assert fewer.kv_bytes - plan.kv_bytes == pytest.approx(0.9 * 63 * 3 * table, rel=0.1)
 
@@ -78,7 +78,7 @@ def test_prompt_tables_are_counted_three_times() -> None:
     [("llava-ov-0.5b", 1, 1, 7), ("llava-ov-7b", 1, 4, 31), ("llava-ov-72b", 2, 12, 64)],
 )
 def test_profiles_bound_what_tables_cost(name: str, tp: int, latency: int, balanced: int) -> None:
-    chosen, target = model(name, tp=tp, frames=32), find_target("b200")
+    chosen, target = model(name, tp=tp, frames=32), find_target_gpu("b200")
     plans = {
         p: plan_build(chosen, target, profile=p) for p in ("latency", "balanced", "throughput")
     }
@@ -97,7 +97,7 @@ def test_profiles_bound_what_tables_cost(name: str, tp: int, latency: int, balan
 
 
 def test_compression_makes_room_for_videos() -> None:
-    videos = plan_build(model(), find_target("h100")).videos
+    videos = plan_build(model(), find_target_gpu("h100")).videos
     at_32 = {v.k: v for v in videos if v.frames == 32}
     assert (at_32[0.0].visual_tokens, at_32[0.7].visual_tokens) == (6273, 2961)
     assert at_32[0.7].concurrent >= 2 * at_32[0.0].concurrent > 0
@@ -115,31 +115,31 @@ def test_compression_makes_room_for_videos() -> None:
 )
 def test_options_out_of_range(options: dict[str, float], message: str) -> None:
     with pytest.raises(DyCokeError, match=message):
-        plan_build(model(), find_target("h100"), **options)
+        plan_build(model(), find_target_gpu("h100"), **options)
 
 
 def test_what_does_not_fit_is_refused_with_both_sizes() -> None:
     with pytest.raises(DyCokeError, match=r"needs 1\d\d.* GB per GPU at TP=1, it has 80.0 GB"):
-        plan_build(model("llava-ov-72b"), find_target("h100"))
+        plan_build(model("llava-ov-72b"), find_target_gpu("h100"))
 
 
 def test_this_gpu_is_the_one_of_this_machine() -> None:
-    found = find_target("this-gpu", [L4, L4])
+    found = find_target_gpu("this-gpu", [L4, L4])
     assert (found.name, found.sm, found.memory) == ("this-gpu", 89, L4.memory)
     assert found.gpu is not None
     assert found.gpu.name == "l4"
     for name, key in (("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100")):
-        gpu = find_target("this-gpu", [replace(L4, name=name)]).gpu
+        gpu = find_target_gpu("this-gpu", [replace(L4, name=name)]).gpu
         assert gpu is not None
         assert gpu.name == key
-    assert find_target("this-gpu", [replace(L4, name="NVIDIA L40")]).gpu is None
+    assert find_target_gpu("this-gpu", [replace(L4, name="NVIDIA L40")]).gpu is None
     for gpus, message in (
         ([], "nvidia-smi lists no GPU"),
         ([L4, replace(L4, name="NVIDIA H200", sm=90)], r"sm_89\) and NVIDIA H200 \(sm_90\)"),
         ([replace(L4, name="Tesla T4", sm=75)], "Tesla T4 is sm_75"),
     ):
         with pytest.raises(DyCokeError, match=message):
-            find_target("this-gpu", gpus)
+            find_target_gpu("this-gpu", gpus)
 
 
 def test_lines_of_nvidia_smi() -> None:
@@ -167,8 +167,8 @@ def test_what_the_command_line_refuses() -> None:
         (("build", bundle), "--target is missing"),
         (("build", "--target", "h100"), "give BUNDLE"),
         (("build", "--model", "llava-ov-7b", "--target", "h100"), "--model is for --dry-run"),
-        (("build", bundle, "--target", "cpu", "--dry-run"), "--target cpu compiles nothing"),
-        (("build", bundle, "--target", "l4", "--kv-tokens", "64"), "--kv-tokens is for"),
+        (("build", bundle, "--target", "cpu", "--dry-run"), "--target cpu, which compiles nothing"),
+        (("build", bundle, "--target", "l4", "--kv-tokens", "64"), "l4; use --kv-fraction"),
         (("build", bundle, "--target", "cpu", "--profile", "latency"), "--profile latency has no"),
         (("build", bundle, "--target", "cuda", "--plugin", "x.so"), "--plugin x.so has no effect"),
         (

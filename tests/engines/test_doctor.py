@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from dycoke_trt.cli.doctor import abilities
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.engines import installed
 from dycoke_trt.engines.doctor import counters_finding, matching_container
-from dycoke_trt.engines.installed import plugin_library
+from dycoke_trt.engines.plugin_library import plugin_library
+from dycoke_trt.runtime import tensorrt_library
 from dycoke_trt.tests.support import dycoke
 
 LIBRARY = b"\x7fELF and dycoke-plugin abi=2 tensorrt=10; and so on"
@@ -81,7 +81,7 @@ def test_plugin_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         plugin_library()
     path.write_bytes(LIBRARY)
     assert plugin_library() == path
-    monkeypatch.setattr(installed, "version_of", lambda *_: "11.1.0")
+    monkeypatch.setattr(tensorrt_library, "version_of", lambda *_: "11.1.0")
     with pytest.raises(DyCokeError, match=r"is for TensorRT 10, here it is 11\.1\.0"):
         plugin_library()
 

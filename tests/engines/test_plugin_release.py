@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.engines.installed import plugin_library
-from dycoke_trt.engines.plugin_nodes import PLUGIN_ABI
+from dycoke_trt.engines.plugin_library import plugin_library
 from dycoke_trt.engines.plugin_release import GLIBC, build_release, needed_versions
+from dycoke_trt.runtime.trtllm.plugin import PLUGIN_ABI
 from dycoke_trt.tests.support import assert_one_line, dycoke
 
 INCLUDE = os.environ.get("DYCOKE_TENSORRT_INCLUDE", "")

@@ -29,10 +29,11 @@ from dycoke_trt.engines.build_plan import plan_build
 from dycoke_trt.engines.llm_engine import build_llm_engine
 from dycoke_trt.engines.model import model_of_bundle
 from dycoke_trt.engines.plugin_build import build_plugin
-from dycoke_trt.engines.plugin_nodes import PLUGIN_ABI, ROPE, SCORE, SELECT
-from dycoke_trt.engines.targets import find_target
+from dycoke_trt.engines.plugin_nodes import ROPE, SCORE, SELECT
+from dycoke_trt.engines.target_gpus import find_target_gpu
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
+from dycoke_trt.runtime.trtllm.plugin import PLUGIN_ABI
 from dycoke_trt.tests.engines.network.attention import INPUTS, LEARNED_ABSOLUTE, ROPE_GPT_NEOX
 from dycoke_trt.tests.engines.network.recording import RecordedLayer, Recording
 from dycoke_trt.tests.engines.plugin.test_plugin import INCLUDE, PLAIN, compile_cpp
@@ -116,7 +117,7 @@ def build(work: Path) -> Build:
     """
     demo = demo_bundle(DyCokeConfig())
     shipped = read_manifest(demo)
-    plan = plan_build(model_of_bundle(demo), find_target("h100"))
+    plan = plan_build(model_of_bundle(demo), find_target_gpu("h100"))
     small = {
         "tokens_per_block": BLOCK, "max_batch": 4, "max_input_len": 96, "max_seq_len": 128,
         "max_num_tokens": 128, "max_table_rows": 256,

@@ -19,7 +19,7 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.engines.build_plan import plan_build
 from dycoke_trt.engines.llm_engine import build_command
 from dycoke_trt.engines.model import model_of_bundle
-from dycoke_trt.engines.targets import find_target
+from dycoke_trt.engines.target_gpus import find_target_gpu
 from dycoke_trt.tests.engines import trtllm_sources as trtllm
 from dycoke_trt.tests.engines.trtllm_sources import Sources, check_pool_mapping, problems
 from dycoke_trt.tests.support import demo_bundle
@@ -55,7 +55,7 @@ RENAMED = [
 @pytest.fixture(scope="module")
 def command() -> list[str]:
     bundle = demo_bundle(DyCokeConfig())
-    plan = plan_build(model_of_bundle(bundle), find_target("h100"))
+    plan = plan_build(model_of_bundle(bundle), find_target_gpu("h100"))
     here = Path("x")
     return build_command(here, here, read_manifest(bundle), plan, here, here)
 

@@ -11,19 +11,15 @@ import numpy as np
 import pytest
 import torch
 from dycoke_trt.bundle.manifest import read_manifest
+from dycoke_trt.bundle.paths import VISION_PLAN
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
-from dycoke_trt.engines.tensorrt_library import TENSORRT
-from dycoke_trt.engines.this_gpu import visible_gpus
-from dycoke_trt.engines.vision_plan import (
-    PLAN_FILE,
-    build_vision_plan,
-    config_options,
-    profile_ranges,
-)
+from dycoke_trt.engines.vision_plan import build_vision_plan, config_options, profile_ranges
 from dycoke_trt.export.bundle import export_bundle
+from dycoke_trt.runtime.nvidia_smi import visible_gpus
+from dycoke_trt.runtime.tensorrt_library import TENSORRT
 from dycoke_trt.runtime.vision import OnnxVision
 from dycoke_trt.runtime.vision_engine import EngineVision
 from dycoke_trt.tests.support import demo_bundle
@@ -145,7 +141,7 @@ def test_the_plan_equals_the_graph(tmp_path: Path, dtype: Dtype) -> None:
     manifest = read_manifest(bundle)
     build_vision_plan(bundle, manifest, tmp_path, tmp_path / "timing.cache")
     assert (tmp_path / "timing.cache").is_file()
-    plan = EngineVision(tmp_path / PLAN_FILE, TENSORRT.load(), again="")
+    plan = EngineVision(tmp_path / VISION_PLAN, TENSORRT.load(), again="")
     checks = list(check_vision_engine(plan, bundle, manifest))
     assert [check for check in checks if not check.passed] == []
 

@@ -17,10 +17,9 @@ from dycoke_trt.bundle.manifest import read_manifest
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
-from dycoke_trt.engines import tensorrt_library
-from dycoke_trt.engines.tensorrt_library import TENSORRT, TENSORRT_RTX, LoadedLibrary
 from dycoke_trt.export.bundle import export_bundle
-from dycoke_trt.runtime import vision_engine
+from dycoke_trt.runtime import tensorrt_library, vision_engine
+from dycoke_trt.runtime.tensorrt_library import TENSORRT, TENSORRT_RTX, LoadedLibrary
 from dycoke_trt.runtime.vision import OnnxVision
 from dycoke_trt.runtime.vision_engine import EngineVision
 from dycoke_trt.runtime.vision_torch import TorchVision

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, make_sample
-from dycoke_trt.engines.counters import ROWS
-from dycoke_trt.engines.plugin_nodes import COUNTERS
 from dycoke_trt.runtime.protocol import ENSEMBLE, LLM, POSTPROCESSING
+from dycoke_trt.runtime.trtllm.counters import ROWS
+from dycoke_trt.runtime.trtllm.plugin import COUNTERS
 from dycoke_trt.tests.support import demo_bundle, until
 from dycoke_trt.tests.triton_repo.conftest import CONFIG, SERVER_ENVIRONMENT, Server
 from dycoke_trt.tests.triton_repo.streams import ask, metrics, tensor

@@ -11,12 +11,12 @@ from dycoke_trt.bundle.manifest import Manifest, read_manifest
 from dycoke_trt.bundle.record import EngineRecord, write_record
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.engines import build as building
+from dycoke_trt.engines import tensorrt as building
 from dycoke_trt.engines.build_plan import plan_build
 from dycoke_trt.engines.model import model_of_bundle
-from dycoke_trt.engines.plugin_nodes import PLUGIN_ABI
-from dycoke_trt.engines.targets import find_target
+from dycoke_trt.engines.target_gpus import find_target_gpu
 from dycoke_trt.runtime.limits import RequestLimits
+from dycoke_trt.runtime.trtllm.plugin import PLUGIN_ABI
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 from dycoke_trt.triton_repo import trtllm_launch
 from dycoke_trt.triton_repo.repository import write_repository
@@ -38,7 +38,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (engines / "llm").mkdir(parents=True)
     for name in ("llm/rank0.engine", "vision_ttm.plan", "libdycoke_plugins.so"):
         (engines / name).write_bytes(b"engine")
-    plan = plan_build(model_of_bundle(bundle), find_target("h100"))
+    plan = plan_build(model_of_bundle(bundle), find_target_gpu("h100"))
     record = building.engine_record(
         engines, read_manifest(bundle), plan, "10.14.1", "1.2.1", pruned=True
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dycoke_trt.bundle.manifest import read_manifest
+from dycoke_trt.bundle.paths import VISION_PLAN
 from dycoke_trt.bundle.record import EngineRecord, engine_files, write_record
-from dycoke_trt.engines.build import engine_record
 from dycoke_trt.engines.build_plan import plan_build
 from dycoke_trt.engines.model import model_of_bundle
-from dycoke_trt.engines.targets import find_target
-from dycoke_trt.engines.vision_plan import PLAN_FILE
+from dycoke_trt.engines.target_gpus import find_target_gpu
+from dycoke_trt.engines.tensorrt import engine_record
 from dycoke_trt.tests.tensorrt_standin.plan import plan_bytes
 
 TARGET, BLOCK, BATCH = "h100", 32, 8
@@ -26,9 +26,9 @@ def write_engines(bundle: Path, kv_tokens: int = 8192, **changes: Any) -> Engine
     plugins = {"plugin_config": {"tokens_per_block": BLOCK}}
     (folder / "llm" / "config.json").write_text(json.dumps({"build_config": plugins}))
     (folder / "llm/rank0.engine").write_bytes(b"not compiled")
-    (folder / PLAN_FILE).write_bytes(plan_bytes(bundle))
+    (folder / VISION_PLAN).write_bytes(plan_bytes(bundle))
     plan = plan_build(
-        model_of_bundle(bundle), find_target(TARGET), tokens_per_block=BLOCK, max_batch=BATCH
+        model_of_bundle(bundle), find_target_gpu(TARGET), tokens_per_block=BLOCK, max_batch=BATCH
     )
     made = engine_record(folder, read_manifest(bundle), plan, "10.14.1", "1.2.1", pruned=True)
     record = made.model_copy(update={"kv_tokens": kv_tokens, **changes})

@@ -13,9 +13,9 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from ...core.decisions import Decision
-from ...engines.counters import CountersSince
-from ...engines.plugin_nodes import COUNTERS
 from ...runtime.protocol import LLM
+from ...runtime.trtllm.counters import CountersSince
+from ...runtime.trtllm.plugin import COUNTERS
 from .llm_metrics import GATE_DECISIONS
 
 _SECONDS = 1.0

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.engines.installed import plugin_library
 from dycoke_trt.engines.plugin_build import _cuda_headers, build_plugin, tensorrt_version
+from dycoke_trt.engines.plugin_library import plugin_library
 from dycoke_trt.tests.support import assert_one_line, dycoke
 
 HERE = Path(__file__).parent

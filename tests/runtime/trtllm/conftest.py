@@ -21,16 +21,16 @@ from dycoke_trt.bundle.files import open_bundle
 from dycoke_trt.bundle.record import read_record
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo import MODEL_DIR
-from dycoke_trt.engines.build import build_engines
 from dycoke_trt.engines.build_plan import plan_build
-from dycoke_trt.engines.counters import ROWS, counters_path, read_counters
 from dycoke_trt.engines.model import model_of_bundle
-from dycoke_trt.engines.plugin_nodes import COUNTERS
-from dycoke_trt.engines.targets import find_target
-from dycoke_trt.engines.this_gpu import visible_gpus
+from dycoke_trt.engines.target_gpus import find_target_gpu
+from dycoke_trt.engines.tensorrt import build_engines
 from dycoke_trt.export.bundle import export_bundle
+from dycoke_trt.runtime.nvidia_smi import visible_gpus
+from dycoke_trt.runtime.trtllm.counters import ROWS, counters_path, read_counters
 from dycoke_trt.runtime.trtllm.engine import ExecutorEngine
 from dycoke_trt.runtime.trtllm.load import load_executor
+from dycoke_trt.runtime.trtllm.plugin import COUNTERS
 from dycoke_trt.tests.trtllm_standin.build import BATCH, BLOCK, TARGET, write_engines
 
 PRUNED = DyCokeConfig(k=0.5, l=2, p=0.5)
@@ -106,7 +106,7 @@ def _on_standin(folder: Path) -> Callable[[DyCokeConfig], tuple[Path, str]]:
 def _on_gpu(folder: Path) -> Callable[[DyCokeConfig], tuple[Path, str]]:
     @cache
     def build(config: DyCokeConfig) -> tuple[Path, str]:
-        target = find_target("this-gpu")
+        target = find_target_gpu("this-gpu")
         bundle = _bundle(folder, config, "all")
         plan = plan_build(
             model_of_bundle(bundle), target, tokens_per_block=BLOCK, max_batch=BATCH,

@@ -23,11 +23,11 @@ from typing import Any
 
 from dycoke_trt.bundle.files import open_bundle
 from dycoke_trt.core.decisions import Decision
-from dycoke_trt.engines.counters import counters_path
 from dycoke_trt.runtime import request as native
 from dycoke_trt.runtime.native.load import load_engine
 from dycoke_trt.runtime.sampling import Sampling
 from dycoke_trt.runtime.scheduler import EngineLimits
+from dycoke_trt.runtime.trtllm.counters import counters_path
 from dycoke_trt.tests.trtllm_standin.values import (
     BatchingType,
     Bound,

@@ -6,27 +6,31 @@ build sizes the KV pool for the GPU, runs both steps once, which fills that cach
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..bundle.files import bundle_hash, open_bundle
 from ..bundle.manifest import Manifest
+from ..bundle.paths import ENGINES
 from ..bundle.record import EngineRecord, write_record
 from ..core.errors import DyCokeError
-from ..engines.build_plan import plan_build
-from ..engines.model import model_of_bundle
-from ..engines.targets import Target
-from .gpu import CUDA, architecture, find_gpu
-from .native.load import load_engine
-from .request import Event, Request
-from .vision import load_vision
+from ..runtime.gpu import CUDA, architecture, find_gpu
+from ..runtime.native.load import load_engine
+from ..runtime.request import Event, Request
+from ..runtime.vision import load_vision
+from .build_plan import plan_build
+from .model import model_of_bundle
+from .target_gpus import TargetGpu
+from .targets import Target
 
 BLOCKS = (8, 16, 32, 64, 128)  # tokens per KV block that the kernels take
 
 
-def build_gpu(
+def build_cuda(
     bundle: Path,
     *,
     tokens_per_block: int = 32,
@@ -51,7 +55,7 @@ def build_gpu(
     name, memory = _describe(device)
     plan = plan_build(
         model_of_bundle(bundle),
-        Target(CUDA, architecture(device) or 0, memory, None),
+        TargetGpu(CUDA, architecture(device) or 0, memory, None),
         tokens_per_block=tokens_per_block,
         max_batch=max_batch,
         kv_fraction=kv_fraction,
@@ -76,7 +80,7 @@ def build_gpu(
         options={"gpu": name, "memory": int(memory)},
         sm=architecture(device),
     )
-    return write_record(bundle / "engines" / CUDA, record)
+    return write_record(bundle / ENGINES / CUDA, record)
 
 
 def _describe(device: torch.device) -> tuple[str, float]:
@@ -111,3 +115,20 @@ def _try(bundle: Path, manifest: Manifest, tokens_per_block: int) -> None:
     engine.submit(Request("try", prompt, 2, events.append, embeddings[0]))
     engine.run_until_idle()
     assert sum(len(event.tokens) for event in events) == 2
+
+
+def _build(bundle: Path, _names: Sequence[str], **options: Any) -> str:
+    path = build_cuda(bundle, **options)
+    record = EngineRecord.model_validate_json(path.read_text())
+    return (
+        f"{path} written: {record.options['gpu']}, KV pool of {record.kv_tokens:,} tokens, "
+        f"batches of up to {record.max_batch}"
+    )
+
+
+TARGET = Target(
+    _build,
+    takes=build_cuda,
+    nature=", which compiles nothing ahead of time",
+    instead={"dry_run": "leave it out and give BUNDLE"},
+)

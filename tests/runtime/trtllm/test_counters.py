@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dycoke_trt.engines.counters import ROWS, CountersSince
+from dycoke_trt.runtime.trtllm.counters import ROWS, CountersSince
 
 
 def write(path: Path, *counts: int) -> None:

@@ -20,6 +20,16 @@ from ..core.errors import DyCokeError
 _SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 
 
+def version_of(*packages: str) -> str | None:
+    """Version of the first of these distributions that is installed."""
+    for name in packages:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
 @dataclass(frozen=True)
 class Library:
     """name: of the option --vision. modules: names of the Python module, first choice first.
@@ -34,12 +44,7 @@ class Library:
     @property
     def version(self) -> str | None:
         """Of what is installed; found without importing it."""
-        for distribution in self.distributions:
-            try:
-                return version(distribution)
-            except PackageNotFoundError:
-                continue
-        return None
+        return version_of(*self.distributions)
 
     @property
     def is_installed(self) -> bool:

@@ -23,17 +23,17 @@ from typing import Any
 
 from ..bundle.files import bundle_hash, open_bundle
 from ..bundle.manifest import Manifest
-from ..bundle.paths import ENGINES, VISION_GRAPH
+from ..bundle.paths import ENGINES, VISION_GRAPH, VISION_PLAN
 from ..bundle.record import engine_files
 from ..bundle.vision_record import DIRECTORY, VisionRecord, write_vision_record
 from ..core.errors import DyCokeError
+from ..runtime.nvidia_smi import visible_gpus
+from ..runtime.tensorrt_library import TENSORRT_RTX, LoadedLibrary, Messages
 from .engine_layers import BEGINNING, EngineLayer, Tensor, check_types, parse_io, parse_layers
-from .targets import NATIVE, TARGETS, Target, find_target
-from .tensorrt_library import TENSORRT_RTX, LoadedLibrary, Messages
-from .this_gpu import visible_gpus
-from .vision_plan import PLAN_FILE, ProfileRange, profile_ranges
+from .target_gpus import GPU_NAMES, TargetGpu, find_target_gpu
+from .targets import Target
+from .vision_plan import ProfileRange, profile_ranges
 
-CACHE_FILE = "vision_ttm.runtime-cache"  # kernels compiled on the GPU; no part of the record
 INPUT, OUTPUT = "frames", "visual_embeds"
 
 
@@ -53,14 +53,14 @@ def build_rtx_engine(
 ) -> Path:
     """Writes engines/rtx/{vision_ttm.plan, record.json} of a bundle; returns the record's path.
 
-    targets: names of GPUs (engines/targets.py), all served by the one engine. strip_weights: the
-    engine takes its weights from the bundle when it is loaded. max_batch: videos of one call.
+    targets: names of GPUs (engines/target_gpus.py), all served by the one engine. strip_weights:
+    the engine takes its weights from the bundle when it is loaded. max_batch: videos of one call.
     Raises DyCokeError for a target that the compiler does not know, a graph that it refuses, and an
     engine that is not what the graph says.
     """
     manifest = open_bundle(bundle)
     library = TENSORRT_RTX.load()
-    sms = compute_capabilities(library, [_named(name) for name in targets])
+    sms = compute_capabilities(library, [find_target_gpu(name) for name in targets])
     if strip_weights and not visible_gpus():
         raise DyCokeError(
             f"--strip-weights: {library} compiles an engine without weights only where a GPU is; "
@@ -74,7 +74,7 @@ def build_rtx_engine(
     engines.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{DIRECTORY}.", dir=engines))
     try:
-        (work / PLAN_FILE).write_bytes(engine.plan)
+        (work / VISION_PLAN).write_bytes(engine.plan)
         record = VisionRecord(
             bundle_hash=bundle_hash(manifest),
             library=library.library.title,
@@ -98,7 +98,7 @@ def build_rtx_engine(
     return engines / DIRECTORY / "record.json"
 
 
-def compute_capabilities(library: LoadedLibrary, targets: Sequence[Target]) -> list[int]:
+def compute_capabilities(library: LoadedLibrary, targets: Sequence[TargetGpu]) -> list[int]:
     """What the engine is compiled for, such as [89, 120], sorted.
 
     Raises DyCokeError for a target that the library does not know, with what serves it instead.
@@ -106,7 +106,7 @@ def compute_capabilities(library: LoadedLibrary, targets: Sequence[Target]) -> l
     known = known_capabilities(library)
     for target in targets:
         if target.sm not in known:
-            served = [name for name in TARGETS if find_target(name).sm in known]
+            served = [name for name in GPU_NAMES if find_target_gpu(name).sm in known]
             raise DyCokeError(
                 f"--target {target.name} is sm_{target.sm}, {library} compiles for "
                 f"{', '.join(f'sm_{sm}' for sm in known)} ({', '.join(served)}); build with "
@@ -202,15 +202,6 @@ def check_io(engine: CompiledEngine, manifest: Manifest, who: str) -> None:
             )
 
 
-def _named(name: str) -> Target:
-    if name in NATIVE:
-        raise DyCokeError(
-            f"--vision rtx compiles for GPUs by name, --target {name} is the native backend; "
-            f"allowed: {', '.join(TARGETS)}, this-gpu"
-        )
-    return find_target(name)
-
-
 def _parser_error(parser: Any) -> str:
     """The first error with its node, in one line."""
     if not parser.num_errors:
@@ -225,3 +216,17 @@ def _activations(heard: Messages) -> int:
     pattern = re.compile(r"Total Activation Memory: (\d+) bytes")
     sizes = [int(match[1]) for _, text in heard.lines if (match := pattern.match(text))]
     return max(sizes, default=0)
+
+
+def _build(bundle: Path, names: Sequence[str], *, strip_weights: bool = False) -> str:
+    path = build_rtx_engine(bundle, names, strip_weights=strip_weights)
+    record = VisionRecord.model_validate_json(path.read_text())
+    size = sum(part.size for part in record.files.values())
+    return (
+        f"{path} written: {record.library} {record.version}, "
+        f"{', '.join(f'sm_{sm}' for sm in record.sms)}, {size / 1e6:.0f} MB, {record.dtype}, "
+        f"{record.checked_layers} layers; built in {record.build_seconds:.1f} s, not run"
+    )
+
+
+TARGET = Target(_build, takes=_build, nature=", which builds no LLM engine", several=True)

@@ -9,13 +9,13 @@ from dycoke_trt.bundle.manifest import Manifest, read_manifest
 from dycoke_trt.bundle.record import Installed, read_record, write_record
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.engines import build as building
+from dycoke_trt.engines import tensorrt as building
 from dycoke_trt.engines.build_plan import BuildPlan, plan_build
 from dycoke_trt.engines.llm_engine import build_command, build_environment, check_kernels, explain
 from dycoke_trt.engines.model import model_of_bundle
-from dycoke_trt.engines.plugin_nodes import PLUGIN_ABI
-from dycoke_trt.engines.targets import find_target
-from dycoke_trt.engines.this_gpu import VisibleGpu
+from dycoke_trt.engines.target_gpus import find_target_gpu
+from dycoke_trt.runtime.nvidia_smi import VisibleGpu
+from dycoke_trt.runtime.trtllm.plugin import PLUGIN_ABI
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 
 
@@ -32,7 +32,7 @@ def manifest(bundle: Path) -> Manifest:
 
 @pytest.fixture
 def plan(bundle: Path) -> BuildPlan:
-    return plan_build(model_of_bundle(bundle), find_target("h100"))
+    return plan_build(model_of_bundle(bundle), find_target_gpu("h100"))
 
 
 def test_without_tensorrt_the_command_names_the_container(bundle: Path) -> None:

@@ -20,17 +20,12 @@ from dycoke_trt.cli.build import build
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
-from dycoke_trt.engines.tensorrt_library import TENSORRT_RTX
-from dycoke_trt.engines.this_gpu import visible_gpus
+from dycoke_trt.engines.rtx import CompiledEngine, check_io, compile_graph, known_capabilities
 from dycoke_trt.engines.vision_plan import profile_ranges
-from dycoke_trt.engines.vision_rtx import (
-    CompiledEngine,
-    check_io,
-    compile_graph,
-    known_capabilities,
-)
 from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.runtime import protocol as p
+from dycoke_trt.runtime.nvidia_smi import visible_gpus
+from dycoke_trt.runtime.tensorrt_library import TENSORRT_RTX
 from dycoke_trt.runtime.vision import load_vision
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
 from dycoke_trt.triton_repo.launcher import serving
@@ -121,14 +116,23 @@ def test_what_does_not_fit_is_refused_with_the_way_out(built: Path, tmp_path: Pa
         ({"target": ["h100"]}, ("h100 is sm_90", "sm_89", "rtx4090", "--vision tensorrt")),
         ({"target": ["l4", "h200"]}, ("h200 is sm_90",)),
         ({"target": ["b200"]}, ("b200 is sm_100",)),
-        ({"target": ["cpu"]}, ("--target cpu is the native backend", "rtx5090")),
+        ({"target": ["cpu"]}, ("--target cpu is no GPU; allowed: a100", "b200, this-gpu")),
         ({"target": ["voodoo2"]}, ("unknown target 'voodoo2'",)),
-        ({"target": ["l4"], "kv_tokens": 8}, ("--kv-tokens has no effect with --vision rtx",)),
+        (
+            {"target": ["l4"], "kv_tokens": 8},
+            ("--kv-tokens 8 has no effect with --vision rtx, which builds no LLM engine",),
+        ),
         ({}, ("--target rtx4090",)),
         ({"vision": "opengl", "target": ["l4"]}, ("allowed: tensorrt, rtx",)),
         ({"vision": None, "target": ["l4", "l40s"]}, ("only --vision rtx builds for several",)),
-        ({"vision": None, "target": ["l4"], "strip_weights": True}, ("without --vision rtx",)),
-        ({"vision": "tensorrt", "target": ["cpu"]}, ("no effect with --target cpu",)),
+        (
+            {"vision": None, "target": ["l4"], "strip_weights": True},
+            ("--strip-weights has no effect with --target l4; it is for --vision rtx",),
+        ),
+        (
+            {"vision": "tensorrt", "target": ["cpu"]},
+            ("--vision tensorrt has no effect with --target cpu",),
+        ),
     ],
 )
 def test_refusals(built: Path, options: dict[str, Any], messages: tuple[str, ...]) -> None:

@@ -6,8 +6,8 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from ..core.decisions import Decision
-from ..core.errors import DyCokeError
+from ...core.decisions import Decision
+from ...core.errors import DyCokeError
 
 ROWS = tuple(decision.row for decision in Decision)
 

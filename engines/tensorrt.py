@@ -10,23 +10,32 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 from ..bundle.files import bundle_hash, open_bundle
 from ..bundle.manifest import Manifest
+from ..bundle.paths import ENGINES, LLM_ENGINE
 from ..bundle.record import EngineRecord, engine_files, write_record
+from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
-from .build_plan import BuildPlan
-from .installed import plugin_library, require_tensorrt
+from ..runtime.installed import CONTAINER
+from ..runtime.nvidia_smi import visible_gpus
+from ..runtime.tensorrt_library import TENSORRT, version_of
+from ..runtime.trtllm.plugin import LIBRARY, PLUGIN_ABI
+from .build_plan import BuildPlan, plan_build
 from .llm_engine import build_llm_engine, check_kernels
-from .plugin_nodes import LIBRARY, PLUGIN_ABI
-from .this_gpu import visible_gpus
+from .model import model_of_bundle, model_of_preset
+from .plan_report import PlanReport
+from .plugin_interfaces import V3
+from .plugin_library import plugin_library
+from .target_gpus import find_target_gpu
+from .targets import Target
 from .vision_plan import TIMING_CACHE, build_vision_plan
 
-LLM_DIRECTORY = "llm"
 LOG = "trtllm-build.log"
 
 
@@ -45,7 +54,7 @@ def build_engines(bundle: Path, plan: BuildPlan, plugin: Path | None = None) -> 
     if plugin is not None and manifest.config.p == 0:
         raise DyCokeError(f"--plugin {plugin} has no effect: no plugins with --p 0")
     library = plugin_library(plugin) if manifest.config.p > 0 else None
-    engines = bundle / "engines"
+    engines = bundle / ENGINES
     engines.mkdir(parents=True, exist_ok=True)
     target = engines / plan.target
     work = Path(tempfile.mkdtemp(prefix=f".{plan.target}.", dir=engines))
@@ -55,7 +64,7 @@ def build_engines(bundle: Path, plan: BuildPlan, plugin: Path | None = None) -> 
         scratch = Path(tempfile.mkdtemp(prefix="dycoke-build-"))
         llm_cache = engines / f"sm_{plan.sm}.llm.{TIMING_CACHE}"
         build_llm_engine(
-            bundle, manifest, plan, work / LLM_DIRECTORY, llm_cache, library, scratch / LOG
+            bundle, manifest, plan, work / LLM_ENGINE, llm_cache, library, scratch / LOG
         )
         shutil.rmtree(scratch)
         if library is not None:
@@ -114,3 +123,74 @@ def engine_record(
         plugin_abi=PLUGIN_ABI if pruned else None,
         files=engine_files(directory),
     )
+
+
+def require_tensorrt(*, llm: bool) -> tuple[str, str | None]:
+    """Versions of TensorRT and, with `llm`, of TensorRT-LLM.
+
+    Raises DyCokeError that names what is missing and the container that has it.
+    """
+    tensorrt, tensorrt_llm = TENSORRT.version, version_of("tensorrt-llm")
+    versions = {"tensorrt": tensorrt, "polygraphy": version_of("polygraphy")}
+    if llm:
+        versions["tensorrt_llm"] = tensorrt_llm
+    if missing := [name for name, number in versions.items() if number is None]:
+        raise DyCokeError(
+            f"{', '.join(missing)} not installed, so no engine can be built here; build in "
+            f"{CONTAINER} (docs/tensorrt.md), or see the plan with --dry-run"
+        )
+    assert tensorrt is not None
+    return tensorrt, tensorrt_llm
+
+
+def _build(
+    bundle: Path | None,
+    names: Sequence[str],
+    *,
+    dry_run: bool = False,
+    model: str | None = None,
+    tp: int | None = None,
+    max_frames: int | None = None,
+    plugin: Path | None = None,
+    tokens_per_block: int = 32,
+    max_batch: int | None = None,
+    profile: str | None = None,
+    plugin_interface: str = V3,
+    kv_fraction: float = 0.9,
+) -> str | PlanReport:
+    """model, with tp (default 1) and max_frames (64): the preset that is planned for instead of a
+    bundle; the others as in plan_build and build_engines."""
+    if dry_run and plugin is not None:
+        raise DyCokeError(f"--plugin {plugin} has no effect with --dry-run")
+    if model is not None and not dry_run:
+        raise DyCokeError("--model is for --dry-run; export the checkpoint, then build the bundle")
+    gpu = find_target_gpu(names[0])
+    if bundle is not None:
+        if (tp, max_frames) != (None, None):
+            raise DyCokeError("--tp and --max-frames are for --model; a bundle has its own")
+        sized = model_of_bundle(bundle)
+    else:
+        assert model is not None
+        frames = 64 if max_frames is None else max_frames
+        ranks = 1 if tp is None else tp
+        sized = model_of_preset(model, tp=ranks, max_frames=frames, config=DyCokeConfig())
+    plan = plan_build(
+        sized,
+        gpu,
+        tokens_per_block=tokens_per_block,
+        max_batch=max_batch,
+        profile=profile,
+        plugin_interface=plugin_interface,
+        kv_fraction=kv_fraction,
+    )
+    if dry_run:
+        return PlanReport(sized, gpu, plan)
+    assert bundle is not None
+    return f"{build_engines(bundle, plan, plugin)} written"
+
+
+TARGET = Target(
+    _build,
+    takes=_build,
+    instead={"kv_tokens": "use --kv-fraction", "strip_weights": "it is for --vision rtx"},
+)
