@@ -18,6 +18,7 @@ from dycoke_trt.bundle.vision_record import read_vision_record
 from dycoke_trt.cli.ask import ask
 from dycoke_trt.cli.build import build
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.engines.rtx import CompiledEngine, check_io, compile_graph, known_capabilities
@@ -168,7 +169,7 @@ def test_an_engine_that_is_not_what_the_manifest_says(built: Path) -> None:
     engine = compile_graph(library, built / "vision_ttm.onnx", [80], profile_ranges(96, 4))
     check_io(engine, manifest, "it")
     other = manifest.model_copy(
-        update={"vision": manifest.vision.model_copy(update={"dtype": "float16"})}
+        update={"vision": manifest.vision.model_copy(update={"dtype": Dtype.FP16})}
     )
     with pytest.raises(DyCokeError, match=r"visual_embeds as Output BF16 .* says Output HALF"):
         check_io(engine, other, "it")
