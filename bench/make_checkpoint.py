@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..arch.spec import DecoderSpec, TowerSpec
-from ..bundle.files import atomic_directory
+from ..bundle.atomic import atomic_directory
 from ..bundle.safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError

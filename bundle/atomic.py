@@ -10,29 +10,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.errors import DyCokeError
-from .paths import MANIFEST
+from .writing import writing
 
 
 @contextmanager
 def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary directory beside `target` that becomes it, or vanishes with the exception.
 
-    An empty directory may stand in its place, and with `replace` an old bundle. Raises DyCokeError
-    for anything else that does, and if nothing can be written there.
+    An empty directory may stand in its place, and with `replace` one of any content. Raises
+    DyCokeError for anything else that does, and if nothing can be written there.
     """
-    old_bundle = (target / MANIFEST).is_file()
-    if target.exists() and not (replace and old_bundle) and not _is_empty_directory(target):
-        force = ", or use --force to replace the old bundle" if old_bundle else ""
-        raise DyCokeError(f"{target} exists already; choose another directory{force}")
-    try:
+    full = target.exists() and not is_empty_directory(target)
+    if full and not replace:
+        raise DyCokeError(f"{target} exists already; choose another directory")
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise DyCokeError(f"{target}: cannot be written ({error.strerror})") from None
     try:
         yield work
         work.chmod(0o755)  # mkdtemp makes it private
-        if old_bundle:
+        if full:
             old = work.with_name(work.name + ".old")
             target.rename(old)
             work.rename(target)
@@ -43,7 +40,7 @@ def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _is_empty_directory(path: Path) -> bool:
+def is_empty_directory(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Files of a bundle: hashes and checks; writing them is in atomic.py."""
+"""Files of a bundle: hashes and checks."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..core.errors import DyCokeError
-from .atomic import atomic_directory, atomic_write
 from .manifest import Manifest, Part, read_manifest
-from .paths import ENGINES, MANIFEST
-
-__all__ = [
-    "atomic_directory", "atomic_write", "bundle_hash", "describe_parts", "open_bundle", "sha256"
-]  # fmt: skip
+from .paths import ENGINES, MANIFEST, RECORD
 
 
-def describe_parts(directory: Path) -> dict[str, Part]:
-    """Size and sha256 of every file below `directory`, but for the manifest and engines/."""
+def describe_parts(directory: Path, hashes: Mapping[str, str] | None = None) -> dict[str, Part]:
+    """Size and sha256 of every file below `directory`, but for manifest, record and engines/.
+
+    hashes: SHA-256 of what was hashed while it was written, by its path there: not read again.
+    """
+    known = hashes or {}
     return {
-        name: Part(size=(directory / name).stat().st_size, sha256=sha256(directory / name))
-        for name in sorted(
-            str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
-        )
-        if name != MANIFEST and not name.startswith(f"{ENGINES}/")
+        name: Part(size=path.stat().st_size, sha256=known.get(name) or sha256(path))
+        for path in sorted(directory.rglob("*"), key=str)
+        if path.is_file()
+        and (name := path.relative_to(directory).as_posix()) not in (MANIFEST, RECORD)
+        and not name.startswith(f"{ENGINES}/")
     }
 
 

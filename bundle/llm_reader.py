@@ -16,6 +16,7 @@ from ..core.errors import DyCokeError
 from ..cost.dims import LlmDims
 from .json_file import read_json
 from .llm_layout import check_tp, rank_shapes
+from .paths import LLM_CONFIG, rank_weights
 from .safetensors_file import SafetensorsFile
 
 
@@ -51,7 +52,7 @@ def read_llm(directory: Path | str) -> LlmCheckpoint:
     Raises DyCokeError for missing or truncated rank files and what does not fit config.json.
     """
     directory = Path(directory)
-    path = directory / "config.json"
+    path = directory / LLM_CONFIG
     if not path.is_file():
         raise DyCokeError(f"{directory}: not a TensorRT-LLM checkpoint (no config.json)")
     config = read_json(path)
@@ -99,7 +100,7 @@ def _llm_config(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _rank(directory: Path, rank: int, dims: LlmDims, tp: int, dtype: Dtype) -> SafetensorsFile:
-    path = directory / f"rank{rank}.safetensors"
+    path = directory / rank_weights(rank)
     if not path.is_file():
         raise DyCokeError(f"{path}: is missing, config.json says tp_size={tp}; export again")
     file = SafetensorsFile(path)

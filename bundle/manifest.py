@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from ..arch.registry import families
-from ..arch.spec import PixelScale, TowerSpec, VisionSpec
+from ..arch.spec import DecoderSpec, PixelScale, TowerSpec, VisionSpec
 from ..compress.base import compressor_of, visual_tokens
 from ..compress.newlines import Newline
 from ..core.config import DyCokeConfig
@@ -69,6 +69,17 @@ class Vision(_Strict):
     frames_multiple: Literal[4] = 4
     max_frames: int = Field(ge=4)
 
+    @classmethod
+    def of(cls, spec: VisionSpec, dtype: Dtype, max_frames: int) -> Vision:
+        return cls(
+            image_size=spec.tower.image_size,
+            tower=Tower.of(spec.tower, spec.scale),
+            newline=spec.newline,
+            tokens_per_frame=spec.tower.dims.tokens_per_frame,
+            dtype=dtype,
+            max_frames=max_frames,
+        )
+
 
 class Llm(_Strict):
     """The decoder, and the ranks that were exported."""
@@ -82,6 +93,11 @@ class Llm(_Strict):
     max_positions: int
     dtype: Dtype
     tp: int = Field(ge=1)
+
+    @classmethod
+    def of(cls, spec: DecoderSpec, dtype: Dtype, tp: int) -> Llm:
+        values = asdict(spec) | asdict(spec.dims) | {"dtype": dtype, "tp": tp}
+        return cls.model_validate({name: values[name] for name in cls.model_fields})
 
 
 class Template(_Strict):

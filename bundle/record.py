@@ -7,29 +7,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import DyCokeError
-from .files import atomic_write, bundle_hash, check_parts, sha256
+from .atomic import atomic_write
+from .files import bundle_hash, check_parts
 from .manifest import Manifest, Part
+from .paths import RECORD
 
-FILE = "record.json"
+
+class Record(BaseModel):
+    """What every record says: of which bundle it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    bundle_hash: str
 
 
-class EngineRecord(BaseModel):
+R = TypeVar("R", bound=Record)
+
+
+class EngineRecord(Record):
     """engines/<target>/record.json. options: what the engine was built for.
 
     sm: 90 for compute capability 9.0; plugin_abi: of the plugin library (runtime/trtllm/plugin.py);
     files: every file of the engine directory by its path there. All empty for the target `cpu`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: Literal[1] = 1
     target: str
-    bundle_hash: str
     backend: Literal["native", "trtllm"]
     tokens_per_block: int = Field(gt=0)
     kv_tokens: int = Field(gt=0)
@@ -53,20 +61,36 @@ class Installed:
     plugin_abi: int | None = None
 
 
-def write_record(directory: Path, record: EngineRecord) -> Path:
+def write_record(directory: Path, record: Record) -> Path:
     """Writes the record of an engine directory atomically; returns its path."""
-    path = directory / FILE
+    path = directory / RECORD
     atomic_write(path, record.model_dump_json(indent=2) + "\n")
     return path
 
 
-def engine_files(directory: Path) -> dict[str, Part]:
-    """Size and sha256 of every file below `directory`, but for the record."""
-    return {
-        str(path.relative_to(directory)): Part(size=path.stat().st_size, sha256=sha256(path))
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path != directory / FILE
-    }
+def parse_record(kind: type[R], path: Path, absent: str, again: str) -> R:
+    """The record in the file `path`. Raises DyCokeError where it is missing, with what that means
+    (`absent`), or not readable; `again`: the command that builds it."""
+    try:
+        return kind.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        raise DyCokeError(f"{path} is missing, so {absent}; {again}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DyCokeError(f"{path}: not readable ({error}); {again}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DyCokeError(f"{path}: {where}: {first['msg']}; {again}") from None
+
+
+def check_origin(path: Path, record: Record, manifest: Manifest, again: str) -> None:
+    """Raises DyCokeError for a record of another bundle."""
+    expected = bundle_hash(manifest)
+    if record.bundle_hash != expected:
+        raise DyCokeError(
+            f"{path}: built from bundle {record.bundle_hash[:12]}, this one is {expected[:12]}; "
+            f"{again}"
+        )
 
 
 def read_record(
@@ -82,26 +106,12 @@ def read_record(
     hashes: also read every byte of every file. Raises DyCokeError: what, where, both values, and
     the command that builds again.
     """
-    path = directory / FILE
+    path = directory / RECORD
     again = f"run: dycoke build {bundle} --target {directory.name}"
-    try:
-        record = EngineRecord.model_validate_json(path.read_text())
-    except FileNotFoundError:
-        raise DyCokeError(f"{path} is missing, so nothing was built there; {again}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DyCokeError(f"{path}: not readable ({error}); {again}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DyCokeError(f"{path}: {where}: {first['msg']}; {again}") from None
-    expected = bundle_hash(manifest)
-    if record.bundle_hash != expected:
-        raise DyCokeError(
-            f"{path}: built from bundle {record.bundle_hash[:12]}, this one is {expected[:12]}; "
-            f"{again}"
-        )
+    record = parse_record(EngineRecord, path, "nothing was built there", again)
+    check_origin(path, record, manifest, again)
     _check_installed(path, record, installed or Installed(), again)
-    check_parts(directory, record.files, FILE, again, hashes=hashes)
+    check_parts(directory, record.files, RECORD, again, hashes=hashes)
     return record
 
 

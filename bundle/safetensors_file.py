@@ -8,11 +8,13 @@ whole shard would count as resident memory, and the usual writer wants all tenso
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,8 +177,11 @@ class TensorPlan:
 
 def write_safetensors(
     path: Path, plans: Sequence[TensorPlan], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Streams `plans` into `path`; the file appears under its name only when it is complete."""
+) -> str:
+    """Streams `plans` into `path`; the file appears under its name only when it is complete.
+
+    Returns its SHA-256, which a thread of its own computes from the bytes as they are written.
+    """
     header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     offset = 0
     for plan in plans:
@@ -190,14 +195,22 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)))
-            file.write(text)
+        with partial.open("wb") as file, ThreadPoolExecutor(1, "hash") as thread:
+            begin = struct.pack("<Q", len(text)) + text
+            digest = hashlib.sha256()
+            hashing = thread.submit(digest.update, begin)
+            file.write(begin)
             for plan in plans:
-                written = sum(file.write(raw_bytes(chunk)) for chunk in plan.chunks())
+                written = 0
+                for chunk in plan.chunks():
+                    content = raw_bytes(chunk)
+                    hashing.result()  # of the chunk before: at most two are in memory
+                    hashing = thread.submit(digest.update, content)
+                    written += file.write(content)
                 if written != plan.bytes:
                     raise ValueError(f"{plan.name}: {written} bytes for {plan.bytes} planned")
         os.replace(partial, path)
+        return digest.hexdigest()
     except OSError as error:
         raise DyCokeError(f"{path}: cannot be written ({error.strerror})") from None
     finally:

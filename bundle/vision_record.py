@@ -9,28 +9,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from ..core.errors import DyCokeError
-from .atomic import atomic_write
-from .files import bundle_hash, check_parts
+from .files import check_parts
 from .manifest import Manifest, Part
-from .record import FILE
+from .paths import RECORD, rtx_directory
+from .record import Record, check_origin, parse_record
 
-DIRECTORY = "rtx"  # below engines/
 
-
-class VisionRecord(BaseModel):
+class VisionRecord(Record):
     """library, version: what compiled it, and what alone loads it. targets, sms: GPUs it is for, as
     named and as compute capabilities (89 for 8.9). profiles: (least, best, most) shapes of
     `frames`. weights: `stripped` has none, and takes them from the bundle when it is loaded.
     activations: bytes of GPU memory a context takes. checked_layers: of the engine, whose types
     were compared with the network's; 0 where the compiler said nothing about them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: Literal[1] = 1
-    bundle_hash: str
     library: str
     version: str
     targets: list[str] = Field(min_length=1)
@@ -42,13 +36,6 @@ class VisionRecord(BaseModel):
     checked_layers: int
     build_seconds: float
     files: dict[str, Part]
-
-
-def write_vision_record(directory: Path, record: VisionRecord) -> Path:
-    """Writes it atomically; returns its path."""
-    path = directory / FILE
-    atomic_write(path, record.model_dump_json(indent=2) + "\n")
-    return path
 
 
 def read_vision_record(
@@ -64,25 +51,11 @@ def read_vision_record(
     version: of the library that is to load it; sm: of the GPU; None compares nothing. hashes: also
     read every byte. Raises DyCokeError: what, where, both values, and the command that mends it.
     """
-    path = bundle / "engines" / DIRECTORY / FILE
+    path = rtx_directory(bundle) / RECORD
     build = f"run: dycoke build {bundle} --vision rtx --target"
-    try:
-        record = VisionRecord.model_validate_json(path.read_text())
-    except FileNotFoundError:
-        raise DyCokeError(f"{path} is missing, so no engine was built; {build} GPU") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DyCokeError(f"{path}: not readable ({error}); {build} GPU") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DyCokeError(f"{path}: {where}: {first['msg']}; {build} GPU") from None
+    record = parse_record(VisionRecord, path, "no engine was built", f"{build} GPU")
     again = " ".join([build, " --target ".join(record.targets)])
-    expected = bundle_hash(manifest)
-    if record.bundle_hash != expected:
-        raise DyCokeError(
-            f"{path}: built from bundle {record.bundle_hash[:12]}, this one is {expected[:12]}; "
-            f"{again}"
-        )
+    check_origin(path, record, manifest, again)
     if version is not None and record.version != version:
         raise DyCokeError(
             f"{path}: built by {record.library} {record.version}, here it is {version}; {again}"
@@ -92,5 +65,5 @@ def read_vision_record(
         raise DyCokeError(
             f"{path}: built for {names}, this GPU is sm_{sm}; {again} --target this-gpu"
         )
-    check_parts(path.parent, record.files, FILE, again, hashes=hashes)
+    check_parts(path.parent, record.files, RECORD, again, hashes=hashes)
     return record

@@ -222,7 +222,7 @@ class _Engines:
 
         from ..bundle.files import open_bundle
         from ..bundle.loading import checked_while_loading
-        from ..bundle.record import FILE as RECORD
+        from ..bundle.paths import RECORD, engine_directory
         from ..bundle.record import read_record
         from ..core.errors import DyCokeError
         from ..runtime.installed import installed
@@ -235,7 +235,7 @@ class _Engines:
             shm_advice,
         )
 
-        manifest, folder = open_bundle(bundle), bundle / "engines" / target
+        manifest, folder = open_bundle(bundle), engine_directory(bundle, target)
         if target == "cuda":
             record = native_record(bundle, target)  # also asks for the GPU
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..bundle.files import bundle_hash, open_bundle
-from ..bundle.paths import ENGINES, VISION_GRAPH
+from ..bundle.paths import VISION_GRAPH, engine_directory
 from ..bundle.record import EngineRecord, write_record
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
@@ -67,7 +67,7 @@ def build_cpu(
         max_batch=max_batch,
         versions={name: version(name) for name in ("dycoke-trt", "onnxruntime", "torch")},
     )
-    return write_record(bundle / ENGINES / "cpu", record)
+    return write_record(engine_directory(bundle, "cpu"), record)
 
 
 def _build(bundle: Path, _names: Sequence[str], **options: int) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from ..bundle.files import bundle_hash, open_bundle
 from ..bundle.manifest import Manifest
-from ..bundle.paths import ENGINES
+from ..bundle.paths import engine_directory
 from ..bundle.record import EngineRecord, write_record
 from ..core.errors import DyCokeError
 from ..runtime.gpu import CUDA, architecture, find_gpu
@@ -80,7 +80,7 @@ def build_cuda(
         options={"gpu": name, "memory": int(memory)},
         sm=architecture(device),
     )
-    return write_record(bundle / ENGINES / CUDA, record)
+    return write_record(engine_directory(bundle, CUDA), record)
 
 
 def _describe(device: torch.device) -> tuple[str, float]:

@@ -13,6 +13,8 @@ import subprocess
 from pathlib import Path
 
 from ..bundle.manifest import Manifest
+from ..bundle.paths import KERNELS as KERNELS_FOLDER
+from ..bundle.paths import LLM
 from ..core.errors import DyCokeError
 from ..runtime.trtllm.plugin import LIBRARY_VARIABLE
 from .build_plan import BuildPlan
@@ -62,7 +64,7 @@ def build_command(
 
 def build_environment(bundle: Path, library: Path | None, interface: str) -> dict[str, str]:
     """This process's environment and what the model class looks up."""
-    kernels = str((bundle / "kernels").resolve())
+    kernels = str((bundle / KERNELS_FOLDER).resolve())
     found = dict(os.environ) | {KERNELS: kernels, INTERFACE: interface}
     return found | ({LIBRARY_VARIABLE: str(library)} if library else {})
 
@@ -71,7 +73,7 @@ def check_kernels(bundle: Path, manifest: Manifest, plan: BuildPlan) -> None:
     """Raises DyCokeError if the bundle has no kernel images for this GPU and block size."""
     if manifest.config.p == 0:
         return
-    name = f"kernels/select_b{plan.tokens_per_block}"
+    name = f"{KERNELS_FOLDER}/select_b{plan.tokens_per_block}"
     if any(f"{name}.{image}" in manifest.parts for image in (f"sm_{plan.sm}.cubin", "ptx.ptx")):
         return
     raise DyCokeError(
@@ -97,7 +99,7 @@ def build_llm_engine(
         raise DyCokeError("trtllm-build is not on PATH, though TensorRT-LLM is installed")
     hook = log.parent / "dycoke_model.py"
     hook.write_text(_HOOK)
-    command = build_command(bundle / "llm", directory, manifest, plan, cache, hook)
+    command = build_command(bundle / LLM, directory, manifest, plan, cache, hook)
     environment = build_environment(bundle, library, plan.plugin_interface)
     with log.open("wb") as output:
         done = subprocess.run(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..bundle.files import open_bundle
 from ..bundle.manifest import Manifest
-from ..bundle.paths import VISION_FILES
+from ..bundle.paths import LLM, LLM_CONFIG, VISION_FILES
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
@@ -21,7 +21,7 @@ PRESET_POSITIONS = 32_768  # max_position_embeddings of all three
 def model_of_bundle(bundle: Path) -> Model:
     """Raises DyCokeError for what is no bundle, or one whose llm/config.json is not readable."""
     manifest = open_bundle(bundle)
-    path = bundle / "llm" / "config.json"
+    path = bundle / LLM / LLM_CONFIG
     try:
         config = json.loads(path.read_text())
         dims = LlmDims(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.paths import KERNELS_MANIFEST
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
@@ -95,7 +96,7 @@ def pack_images(
 
 
 def _manifest(directory: Path) -> dict[str, Any]:
-    path = directory / "manifest.json"
+    path = directory / KERNELS_MANIFEST
     if not path.is_file():
         raise DyCokeError(f"{path} is missing; run: dycoke kernels BUNDLE -o {directory}")
     manifest: dict[str, Any] = json.loads(path.read_text())

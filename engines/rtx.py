@@ -12,8 +12,6 @@ RTX 1.6; what 1.7.1.116 does without a GPU was tried.
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bundle.files import bundle_hash, open_bundle
+from ..bundle.atomic import atomic_directory
+from ..bundle.files import bundle_hash, describe_parts, open_bundle
 from ..bundle.manifest import Manifest
-from ..bundle.paths import ENGINES, VISION_GRAPH, VISION_PLAN
-from ..bundle.record import engine_files
-from ..bundle.vision_record import DIRECTORY, VisionRecord, write_vision_record
+from ..bundle.paths import RECORD, VISION_GRAPH, VISION_PLAN, rtx_directory
+from ..bundle.record import write_record
+from ..bundle.vision_record import VisionRecord
 from ..core.errors import DyCokeError
 from ..runtime.nvidia_smi import visible_gpus
 from ..runtime.tensorrt_library import TENSORRT_RTX, LoadedLibrary, Messages
@@ -70,10 +69,8 @@ def build_rtx_engine(
     ranges = profile_ranges(vision.image_size, vision.max_frames, max_batch)
     engine = compile_graph(library, bundle / VISION_GRAPH, sms, ranges, strip_weights=strip_weights)
     check_io(engine, manifest, f"{bundle / VISION_GRAPH}: the engine of {library}")
-    engines = bundle / ENGINES
-    engines.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{DIRECTORY}.", dir=engines))
-    try:
+    directory = rtx_directory(bundle)
+    with atomic_directory(directory, replace=True) as work:
         (work / VISION_PLAN).write_bytes(engine.plan)
         record = VisionRecord(
             bundle_hash=bundle_hash(manifest),
@@ -87,15 +84,10 @@ def build_rtx_engine(
             activations=engine.activations,
             checked_layers=len(engine.layers),
             build_seconds=round(engine.seconds, 2),
-            files=engine_files(work),
+            files=describe_parts(work),
         )
-        write_vision_record(work, record)
-        work.chmod(0o755)
-        shutil.rmtree(engines / DIRECTORY, ignore_errors=True)
-        work.rename(engines / DIRECTORY)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return engines / DIRECTORY / "record.json"
+        write_record(work, record)
+    return directory / RECORD
 
 
 def compute_capabilities(library: LoadedLibrary, targets: Sequence[TargetGpu]) -> list[int]:

@@ -15,10 +15,11 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from ..bundle.files import bundle_hash, open_bundle
+from ..bundle.atomic import atomic_directory
+from ..bundle.files import bundle_hash, describe_parts, open_bundle
 from ..bundle.manifest import Manifest
-from ..bundle.paths import ENGINES, LLM_ENGINE
-from ..bundle.record import EngineRecord, engine_files, write_record
+from ..bundle.paths import LLM_ENGINE, RECORD, engine_directory
+from ..bundle.record import EngineRecord, write_record
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
@@ -54,11 +55,9 @@ def build_engines(bundle: Path, plan: BuildPlan, plugin: Path | None = None) -> 
     if plugin is not None and manifest.config.p == 0:
         raise DyCokeError(f"--plugin {plugin} has no effect: no plugins with --p 0")
     library = plugin_library(plugin) if manifest.config.p > 0 else None
-    engines = bundle / ENGINES
-    engines.mkdir(parents=True, exist_ok=True)
-    target = engines / plan.target
-    work = Path(tempfile.mkdtemp(prefix=f".{plan.target}.", dir=engines))
-    try:
+    target = engine_directory(bundle, plan.target)
+    engines = target.parent
+    with atomic_directory(target, replace=True) as work:
         cache = engines / f"sm_{plan.sm}.{TIMING_CACHE}"
         build_vision_plan(bundle, manifest, work, cache)
         scratch = Path(tempfile.mkdtemp(prefix="dycoke-build-"))
@@ -72,12 +71,7 @@ def build_engines(bundle: Path, plan: BuildPlan, plugin: Path | None = None) -> 
         write_record(
             work, engine_record(work, manifest, plan, tensorrt, tensorrt_llm, library is not None)
         )
-        work.chmod(0o755)
-        shutil.rmtree(target, ignore_errors=True)
-        work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return target / "record.json"
+    return target / RECORD
 
 
 def check_buildable(bundle: Path, manifest: Manifest, plan: BuildPlan) -> None:
@@ -121,7 +115,7 @@ def engine_record(
         tensorrt=tensorrt,
         tensorrt_llm=tensorrt_llm,
         plugin_abi=PLUGIN_ABI if pruned else None,
-        files=engine_files(directory),
+        files=describe_parts(directory),
     )
 
 

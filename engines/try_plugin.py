@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..bundle.paths import KERNELS, KERNELS_MANIFEST
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..runtime.tensorrt_library import version_of
@@ -47,7 +48,7 @@ def try_plugin(bundle: Path, plugin: Path | None = None) -> list[Trial]:
     """
     if version_of("tensorrt", "tensorrt-cu13", "tensorrt-cu12") is None:
         raise DyCokeError("--try-plugin: tensorrt is not installed, so nothing can be tried here")
-    library, kernels = plugin_library(plugin), bundle / "kernels"
+    library, kernels = plugin_library(plugin), bundle / KERNELS
     rope_fields(kernels)
     return [_in_a_process(interface, library, kernels) for interface in VERSIONS]
 
@@ -99,7 +100,7 @@ def define(trt: Any, network: Any, interface: str, kernels: Path) -> None:
 
 
 def shape_of(kernels: Path) -> dict[str, Any]:
-    shape: dict[str, Any] = json.loads((kernels / "manifest.json").read_text())["shape"]
+    shape: dict[str, Any] = json.loads((kernels / KERNELS_MANIFEST).read_text())["shape"]
     return shape
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..bundle.paths import LLM
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.reselection import tokens_kept
@@ -30,7 +31,7 @@ class NativeAnswerer(Answerer):
     def __init__(self, model_dir: Path, tokens_per_block: int) -> None:
         super().__init__(model_dir)
         with tempfile.TemporaryDirectory() as folder:
-            llm = Path(folder) / "llm"
+            llm = Path(folder) / LLM
             export_llm(open_checkpoint(model_dir), llm, DyCokeConfig.off(), Dtype.FP32)
             self._llm = load_weights(llm)
         self._block = tokens_per_block

@@ -5,15 +5,20 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from ..bundle.files import atomic_directory, atomic_write, describe_parts
-from ..bundle.manifest import Manifest, Tower
-from ..bundle.paths import KERNELS, MANIFEST
+from ..bundle.atomic import atomic_directory, atomic_write
+from ..bundle.files import describe_parts
+from ..bundle.manifest import Llm, Manifest, Source, Template, Vision
+from ..bundle.paths import KERNELS, LLM, MANIFEST, TOKENIZER, VISION_GRAPH
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
-from .checkpoint import open_checkpoint
+from .chat_template import read_chat_template
+from .checkpoint import Checkpoint, open_checkpoint
 from .kernel_images import check_kernel_targets, export_kernels
-from .model import ExportedParts, export_parts
+from .llm import export_llm
+from .template import render_template
+from .tokenizer import copy_tokenizer, open_tokenizer
+from .vision import export_vision
 
 
 def export_bundle(
@@ -41,7 +46,7 @@ def export_bundle(
         raise DyCokeError(f"max_frames={max_frames} is not allowed; allowed: a multiple of 4")
     if kernel_targets:
         check_kernel_targets(kernel_targets)
-    checkpoint = open_checkpoint(model_dir, vision_tower=vision_tower)
+    kind, checkpoint = Dtype(dtype), open_checkpoint(model_dir, vision_tower=vision_tower)
     if checkpoint.vision is None:
         raise DyCokeError(f"{model_dir}: a bare Qwen2; a bundle needs LLaVA-OneVision")
     if not checkpoint.llm.eos_ids:
@@ -49,49 +54,42 @@ def export_bundle(
             f"{model_dir}: names no eos_token_id; add it to its generation_config.json"
         )
     config.check_layers(checkpoint.llm.dims.layers)
-    with atomic_directory(target, replace=replace) as work:
-        parts = export_parts(checkpoint, work, config, Dtype(dtype), tp)
-        manifest = _manifest(parts, work, max_frames)
+    is_bundle = (target / MANIFEST).is_file()
+    if is_bundle and not replace:
+        raise DyCokeError(
+            f"{target} exists already; choose another directory, or use --force to replace the old "
+            "bundle"
+        )
+    llm, pad_id = Llm.of(checkpoint.llm, kind, tp), checkpoint.llm.pad_id
+    assert pad_id is not None  # at least the first end id
+    with atomic_directory(target, replace=is_bundle) as work:
+        template = _text(checkpoint, work)  # read, and refused, before any weight
+        vision = export_vision(checkpoint, work / VISION_GRAPH, config, kind)
+        hashes = vision.hashes | {
+            f"{LLM}/{name}": digest
+            for name, digest in export_llm(checkpoint, work / LLM, config, kind, tp).items()
+        }
         if kernel_targets:
-            export_kernels(manifest.llm, work / KERNELS, kernel_targets)
-            manifest = manifest.model_copy(update={"parts": describe_parts(work)})
+            export_kernels(llm, work / KERNELS, kernel_targets)
+        manifest = Manifest(
+            exporter=f"dycoke-trt {version('dycoke-trt')}",
+            source=Source(format=checkpoint.kind, revision=checkpoint.revision),
+            arch=checkpoint.config.family,
+            dycoke=config.to_dict(),
+            vision=Vision.of(vision.spec, kind, max_frames),
+            llm=llm,
+            template=template,
+            visual_token_base=checkpoint.llm.dims.vocab,
+            end_ids=list(checkpoint.llm.eos_ids),
+            pad_id=pad_id,
+            parts=describe_parts(work, hashes),
+        )
         atomic_write(work / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return manifest
 
 
-def _manifest(parts: ExportedParts, work: Path, max_frames: int) -> Manifest:
-    llm, vision = parts.llm_dims, parts.vision
-    assert vision is not None
-    assert parts.tower is not None
-    return Manifest.model_validate(
-        {
-            "exporter": f"dycoke-trt {version('dycoke-trt')}",
-            "source": {"format": parts.source_kind, "revision": parts.source_revision},
-            "arch": parts.family,
-            "dycoke": parts.config.to_dict(),
-            "vision": {
-                "image_size": parts.image_size,
-                "tower": Tower.of(parts.tower, vision.pixel_scale),
-                "newline": parts.newline,
-                "tokens_per_frame": vision.tokens_per_frame,
-                "dtype": parts.dtype,
-                "max_frames": max_frames,
-            },
-            "llm": {
-                "layers": llm.layers,
-                "hidden": llm.hidden,
-                "heads": llm.heads,
-                "kv_heads": llm.kv_heads,
-                "head_dim": llm.head_dim,
-                "vocab": llm.vocab,
-                "max_positions": parts.max_positions,
-                "dtype": parts.dtype,
-                "tp": parts.tp,
-            },
-            "template": parts.template,
-            "visual_token_base": parts.visual_token_base,
-            "end_ids": list(parts.eos_ids),
-            "pad_id": parts.pad_id,
-            "parts": describe_parts(work),
-        }
-    )
+def _text(checkpoint: Checkpoint, work: Path) -> Template:
+    """Copies the tokenizer; the checkpoint's chat template, cut where video and question go."""
+    copy_tokenizer(checkpoint.directory, work / TOKENIZER)
+    encoder = open_tokenizer(work / TOKENIZER, checkpoint.llm.dims.vocab)
+    return render_template(read_chat_template(checkpoint.directory, checkpoint.kind), encoder)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..arch.spec import DecoderSpec
-from ..bundle.atomic import atomic_directory
 from ..bundle.llm_layout import check_tp, kv_heads_of_rank, padded_vocab, rank_shapes
+from ..bundle.paths import LLM_CONFIG, rank_weights
 from ..bundle.safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
+from ..bundle.writing import writing
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
@@ -36,25 +37,23 @@ _COLUMN_SPLIT = {
 
 def export_llm(
     checkpoint: Checkpoint, directory: Path, config: DyCokeConfig, dtype: Dtype, tp: int = 1
-) -> tuple[str, ...]:
-    """Writes the new directory `directory`; returns the names of its files.
+) -> dict[str, str]:
+    """Writes the new directory `directory`; returns the SHA-256 of each rank's file by its name.
 
-    The directory appears under its name only when it is complete. Raises DyCokeError for an
-    impossible tp (naming the allowed ones), a layer L that leaves nothing to prune, an existing
-    `directory`, and weights that fp16 cannot hold.
+    Raises DyCokeError for an impossible tp (naming the allowed ones), a layer L that leaves nothing
+    to prune, and weights that fp16 cannot hold.
     """
     dims = checkpoint.llm.dims
     check_tp(dims, tp)
     config.check_layers(dims.layers)
-    names = ["config.json"]
-    with atomic_directory(directory) as stage:
-        for rank in range(tp):
-            names.append(f"rank{rank}.safetensors")
-            plans = _rank_plans(checkpoint, rank, tp, dtype.torch)
-            write_safetensors(stage / names[-1], plans)
+    with writing(directory):
+        directory.mkdir()
         text = json.dumps(trtllm_config(checkpoint.llm, config, dtype, tp), indent=2)
-        (stage / "config.json").write_text(text + "\n", encoding="utf-8")
-    return tuple(names)
+        (directory / LLM_CONFIG).write_text(text + "\n", encoding="utf-8")
+    return {
+        name: write_safetensors(directory / name, _rank_plans(checkpoint, rank, tp, dtype.torch))
+        for rank, name in enumerate(map(rank_weights, range(tp)))
+    }
 
 
 def trtllm_config(llm: DecoderSpec, config: DyCokeConfig, dtype: Dtype, tp: int) -> dict[str, Any]:

@@ -31,19 +31,10 @@ from .vision_graph import finish_graph, trace_graph
 
 @dataclass(frozen=True)
 class VisionExport:
-    """What was written.
+    """What was written. hashes: SHA-256 of the weights' file, by its name."""
 
-    files: names in the directory, the model first. dtype: of the output and of the weights.
-    tokens_per_frame: N. kept: tokens that stay of each frame of a window.
-    layer_outputs: values of the graph for a layer-by-layer comparison, in order.
-    """
-
-    files: tuple[str, ...]
-    dtype: Dtype
-    tokens_per_frame: int
-    kept: tuple[int, ...]
-    layer_outputs: tuple[str, ...]
-    pixel_scale: PixelScale
+    spec: VisionSpec
+    hashes: dict[str, str]
 
 
 def export_vision(
@@ -76,10 +67,9 @@ def export_vision(
         tower, checkpoint.llm.dims.hidden, scale, compressor, checkpoint.config.newline
     )
     kind = dtype.torch
-    layer_outputs = stage_names(tower.dims.layers)
     weights = path.with_name(VISION_WEIGHTS)
     try:
-        write_safetensors(weights, weight_plans(checkpoint, VisionModel(spec, kind)))
+        digest = write_safetensors(weights, weight_plans(checkpoint, VisionModel(spec, kind)))
         props = {
             "dycoke": config.to_json(),
             "source_revision": checkpoint.revision,
@@ -87,7 +77,7 @@ def export_vision(
             "dtype": dtype.short,
             "tokens_per_frame": str(tokens),
             "kept": json.dumps(compressor.kept),
-            "layer_outputs": json.dumps(layer_outputs),
+            "layer_outputs": json.dumps(stage_names(tower.dims.layers)),
         }
         graph = finish_graph(
             trace_graph(spec, kind), SafetensorsFile(weights), props, kept_rows=kept_rows
@@ -96,9 +86,7 @@ def export_vision(
     except BaseException:
         weights.unlink(missing_ok=True)
         raise
-    return VisionExport(
-        (path.name, weights.name), dtype, tokens, compressor.kept, tuple(layer_outputs), scale
-    )
+    return VisionExport(spec, {weights.name: digest})
 
 
 def weight_plans(checkpoint: Checkpoint, model: VisionModel) -> list[TensorPlan]:

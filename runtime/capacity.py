@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle.manifest import Manifest
+from ..bundle.paths import engine_directory
 from ..bundle.record import EngineRecord, read_record
 from ..core.errors import DyCokeError
 from .request import check_length
@@ -23,7 +24,9 @@ class Capacity:
     @classmethod
     def of(cls, bundle: Path, manifest: Manifest, build: str) -> Capacity:
         """Of what `dycoke build --target build` recorded."""
-        return cls.of_record(manifest, read_record(bundle / "engines" / build, manifest, bundle))
+        return cls.of_record(
+            manifest, read_record(engine_directory(bundle, build), manifest, bundle)
+        )
 
     @classmethod
     def of_record(cls, manifest: Manifest, record: EngineRecord) -> Capacity:

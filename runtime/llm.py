@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..bundle.files import open_bundle
+from ..bundle.paths import engine_directory
 from ..bundle.record import read_record
 from .limits import RequestLimits
 from .request import Request
@@ -50,7 +51,7 @@ def load_llm(bundle: Path, build: str, limits: RequestLimits | None = None) -> L
 
     Raises DyCokeError where nothing was built, from another bundle, or for another machine.
     """
-    record = read_record(bundle / "engines" / build, open_bundle(bundle), bundle)
+    record = read_record(engine_directory(bundle, build), open_bundle(bundle), bundle)
     if record.backend == "trtllm":
         from .trtllm.load import load_executor
 

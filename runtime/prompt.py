@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from ..bundle.loading import checked_parts
 from ..bundle.manifest import Manifest
+from ..bundle.paths import TOKENIZER, TOKENIZER_FILE
 from ..core.errors import DyCokeError
 
 MAX_QUESTION_BYTES = 65_536
@@ -15,9 +16,9 @@ MAX_QUESTION_BYTES = 65_536
 
 def load_tokenizer(bundle: Path) -> Tokenizer:
     """The bundle's tokenizer. Raises DyCokeError for a broken or a changed file."""
-    path = bundle / "tokenizer" / "tokenizer.json"
+    path = bundle / TOKENIZER / TOKENIZER_FILE
     try:
-        with checked_parts(bundle, "tokenizer/"):
+        with checked_parts(bundle, f"{TOKENIZER}/"):
             return Tokenizer.from_file(str(path))
     except DyCokeError:
         raise

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..bundle.paths import ENGINES, VISION_FILES, VISION_GRAPH
+from ..bundle.paths import RECORD, VISION_FILES, VISION_GRAPH, engine_directory, rtx_directory
 from ..core.errors import DyCokeError
 
 NATIVE, TENSORRT, RTX = "native", "tensorrt", "rtx"
@@ -65,13 +65,12 @@ def _plan(bundle: Path, build: str) -> Vision:
     from ..bundle.files import open_bundle
     from ..bundle.loading import checked_while_loading
     from ..bundle.paths import VISION_PLAN
-    from ..bundle.record import FILE as RECORD
     from ..bundle.record import read_record
     from .installed import installed
     from .tensorrt_library import TENSORRT as LIBRARY
     from .vision_engine import EngineVision
 
-    folder = bundle / ENGINES / build
+    folder = engine_directory(bundle, build)
     record = read_record(folder, open_bundle(bundle), bundle, installed=installed())
     again = f"run: dycoke build {bundle} --target {build}, here"
     plan = {VISION_PLAN: record.files[VISION_PLAN]}
@@ -83,8 +82,7 @@ def _rtx(bundle: Path, cuda_graph: bool) -> Vision:
     from ..bundle.files import open_bundle
     from ..bundle.loading import checked_while_loading
     from ..bundle.paths import RUNTIME_CACHE, VISION_PLAN
-    from ..bundle.record import FILE as RECORD
-    from ..bundle.vision_record import DIRECTORY, read_vision_record
+    from ..bundle.vision_record import read_vision_record
     from .nvidia_smi import visible_gpus
     from .tensorrt_library import TENSORRT_RTX
     from .vision_engine import EngineVision
@@ -94,7 +92,7 @@ def _rtx(bundle: Path, cuda_graph: bool) -> Vision:
     record = read_vision_record(
         bundle, open_bundle(bundle), version=library.version, sm=gpus[0].sm if gpus else None
     )
-    folder = bundle / ENGINES / DIRECTORY
+    folder = rtx_directory(bundle)
     again = f"run: dycoke build {bundle} --vision rtx --target this-gpu, on the GPU"
     with checked_while_loading(folder, record.files, RECORD, again):
         return EngineVision(

@@ -10,16 +10,17 @@ tensorrt_llm on TensorRT-LLM's executor.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..bundle.atomic import atomic_directory, is_empty_directory
 from ..bundle.files import open_bundle
 from ..bundle.manifest import Manifest
+from ..bundle.paths import engine_directory
 from ..bundle.record import EngineRecord, read_record
 from ..bundle.vision_record import read_vision_record
+from ..bundle.writing import writing
 from ..core.errors import DyCokeError
 from ..runtime import protocol as p
 from ..runtime.limits import RequestLimits
@@ -64,10 +65,11 @@ def write_repository(
     if threads and build != "cpu":
         raise DyCokeError(f"--threads {threads} has no effect with --target {build}")
     manifest = open_bundle(bundle)
-    record = read_record(bundle / "engines" / build, manifest, bundle)
+    record = read_record(engine_directory(bundle, build), manifest, bundle)
     if record.backend == "native" and llm != CPP_BACKEND:
         raise DyCokeError(f"--llm {llm} has no effect with --target {build}")
-    if target.exists() and not (target / MARKER).is_file() and any(target.iterdir()):
+    is_free = not target.exists() or is_empty_directory(target)
+    if not is_free and not (target / MARKER).is_file():
         raise DyCokeError(f"{target} exists and is no model repository; choose another directory")
     bounds = requests or RequestLimits()
     cpp_llm = record.backend == "trtllm" and llm == CPP_BACKEND
@@ -101,12 +103,7 @@ def write_repository(
             manifest, place, chosen, gpu=cpp_llm, cuda_graph=vision_cuda_graph
         )
     configs.append(replace(vision_ttm, **_line(bounds, record)))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise DyCokeError(f"{target}: cannot be written ({error.strerror})") from None
-    try:
+    with writing(target), atomic_directory(target, replace=True) as work:
         (work / MARKER).write_text(f"written by dycoke-trt for {seen}\n")
         for config in configs:
             version = work / config.name / "1"
@@ -121,13 +118,6 @@ def write_repository(
                     f"from dycoke_trt.triton_repo.models import {config.name} as model\n\n"
                     "TritonPythonModel = alive.alive(model.TritonPythonModel)\n"
                 )
-        work.chmod(0o755)  # mkdtemp makes it private
-        shutil.rmtree(target, ignore_errors=True)
-        work.rename(target)
-    except OSError as error:
-        raise DyCokeError(f"{target}: cannot be written ({error.strerror})") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return target
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..bundle.manifest import Manifest
+from ..bundle.paths import LLM
 from ..core.dtype import Dtype
 from ..runtime.native.ranks import load_ranks
 from ..runtime.steps import Chunk, Lane, Runner
@@ -54,7 +55,7 @@ def check_llm(
         expected.append(output.logits[0, -1].float())
 
     blocks = -(-(PROMPT_TOKENS + STEPS) // BLOCK)
-    ranks = load_ranks(bundle / "llm", blocks, BLOCK, dtype=torch.float32)
+    ranks = load_ranks(bundle / LLM, blocks, BLOCK, dtype=torch.float32)
     with ThreadPoolExecutor(len(ranks)) as threads:
         found, *_ = threads.map(lambda rank: _logits(rank, ids, visual, tokens), ranks)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..bundle.files import open_bundle
+from ..bundle.paths import engine_directory
 from ..core.errors import DyCokeError
 from ..runtime.vision import RTX, TENSORRT
 from .check import Check
@@ -50,7 +51,7 @@ def verify_engines(bundle: Path, target: str, vision: str = TENSORRT) -> Iterato
     from ..runtime.vision import load_vision
     from .vision_plan import check_vision_engine
 
-    manifest, directory = open_bundle(bundle), bundle / "engines" / target
+    manifest, directory = open_bundle(bundle), engine_directory(bundle, target)
     record = read_record(directory, manifest, bundle, installed=installed(), hashes=True)
     yield Check("engine files", True, len(record.files), len(record.files), "files")
     if record.backend == "trtllm":

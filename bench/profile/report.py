@@ -13,6 +13,7 @@ from typing import Any
 
 from ...bundle.files import open_bundle
 from ...bundle.manifest import Manifest
+from ...bundle.paths import LLM, LLM_CONFIG, engine_directory
 from ...bundle.record import read_record
 from ...core.errors import DyCokeError
 from ...cost.dims import PRESETS, LlmDims, ModelDims, VisionDims
@@ -146,7 +147,7 @@ def _block_size(plan: Plan) -> int:
     """Tokens per KV block, as the profiled program took it."""
     bundle = Path(plan.bundle)
     return read_record(
-        bundle / "engines" / plan.device, open_bundle(bundle), bundle
+        engine_directory(bundle, plan.device), open_bundle(bundle), bundle
     ).tokens_per_block
 
 
@@ -168,7 +169,7 @@ def stage_floors(
     )  # fmt: skip
     known = model is not None
     if model is None:
-        layout = json.loads((Path(plan.bundle) / "llm" / "config.json").read_text())
+        layout = json.loads((Path(plan.bundle) / LLM / LLM_CONFIG).read_text())
         dims = LlmDims(
             llm.layers, llm.hidden, layout["intermediate_size"], llm.heads, llm.kv_heads,
             llm.head_dim, llm.vocab, False,

@@ -10,6 +10,7 @@ import torch
 
 from ...bundle.files import open_bundle
 from ...bundle.loading import checked_parts
+from ...bundle.paths import KERNELS, LLM, engine_directory
 from ...bundle.record import EngineRecord, Installed, read_record
 from ...core.config import DyCokeConfig
 from ...core.errors import DyCokeError
@@ -42,16 +43,16 @@ def load_engine(
     """
     blocks = -(-kv_tokens // tokens_per_block)
     if device != CUDA:
-        with checked_parts(bundle, "llm/"):
-            llm, weights = load_weights(bundle / "llm", dtype=torch.float32)
+        with checked_parts(bundle, f"{LLM}/"):
+            llm, weights = load_weights(bundle / LLM, dtype=torch.float32)
         runner = cpu_runner(llm, weights, blocks, tokens_per_block, config)
         return Scheduler(runner, limits, trace)
     place = find_gpu()
     from .cuda import cuda_runner  # needs triton
 
     try:
-        with checked_parts(bundle, "llm/", "kernels/"):
-            llm, weights = load_weights(bundle / "llm", device=place)
+        with checked_parts(bundle, f"{LLM}/", f"{KERNELS}/"):
+            llm, weights = load_weights(bundle / LLM, device=place)
         limits = limits or EngineLimits()
         runner = cuda_runner(
             llm, weights, blocks, tokens_per_block, config, max_batch=limits.max_batch
@@ -73,7 +74,9 @@ def native_record(bundle: Path, target: str) -> EngineRecord:
     native backend does not run.
     """
     here = Installed(sm=architecture(find_gpu())) if target == CUDA else None
-    record = read_record(bundle / "engines" / target, open_bundle(bundle), bundle, installed=here)
+    record = read_record(
+        engine_directory(bundle, target), open_bundle(bundle), bundle, installed=here
+    )
     if record.backend != "native":
         raise DyCokeError(
             f"--target {target} is built for TensorRT-LLM, which runs in a server; run: "

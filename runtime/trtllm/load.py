@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...bundle.files import open_bundle
-from ...bundle.paths import LLM_ENGINE
+from ...bundle.paths import LLM_ENGINE, engine_directory
 from ...bundle.record import read_record
 from ...core.errors import DyCokeError
 from ..installed import CONTAINER, installed
@@ -22,7 +22,7 @@ def load_executor(bundle: Path, build: str, limits: RequestLimits | None = None)
     Raises DyCokeError where nothing was built, for engines that do not fit this machine, and where
     TensorRT-LLM is not installed.
     """
-    manifest, engines = open_bundle(bundle), bundle / "engines" / build
+    manifest, engines = open_bundle(bundle), engine_directory(bundle, build)
     record = read_record(engines, manifest, bundle, installed=installed())
     bindings = _bindings()
     # `dycoke serve` preloads a library, which registers by itself, and names it here: done once.

@@ -8,19 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dycoke_trt.bundle.files import (
-    atomic_directory,
-    atomic_write,
-    bundle_hash,
-    describe_parts,
-    open_bundle,
-)
+from dycoke_trt.bundle.atomic import atomic_directory, atomic_write
+from dycoke_trt.bundle.files import bundle_hash, describe_parts, open_bundle
 from dycoke_trt.bundle.manifest import Manifest, read_manifest
 from dycoke_trt.bundle.paths import MANIFEST
 from dycoke_trt.bundle.record import EngineRecord, read_record, write_record
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.demo import CLIPS_DIR
+from dycoke_trt.demo import CLIPS_DIR, MODEL_DIR
+from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.runtime.pipeline import Pipeline
 
 BUNDLE_0_1_0 = Path(__file__).parents[1] / "data" / "bundle-0.1.0"
@@ -205,8 +201,14 @@ def test_only_an_old_bundle_is_replaced(tmp_path: Path, bundle: Path) -> None:
     with atomic_directory(other):
         pass  # an empty directory is no loss
     (other / "a.jpg").touch()
-    with pytest.raises(DyCokeError, match="exists already"), atomic_directory(other, replace=True):
+    with pytest.raises(DyCokeError, match="exists already"), atomic_directory(other):
         pass
+    for replace, remedy in ((False, "another directory$"), (True, "another directory$")):
+        with pytest.raises(DyCokeError, match=remedy):
+            export_bundle(MODEL_DIR, other, DyCokeConfig(), replace=replace)
+    assert [p.name for p in other.iterdir()] == ["a.jpg"]
+    with pytest.raises(DyCokeError, match="use --force to replace the old bundle"):
+        export_bundle(MODEL_DIR, bundle, DyCokeConfig())
 
 
 def test_readers_see_a_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dycoke_trt.bundle.files import bundle_hash
+from dycoke_trt.bundle.files import bundle_hash, describe_parts
 from dycoke_trt.bundle.manifest import Manifest, read_manifest
 from dycoke_trt.bundle.record import (
     EngineRecord,
     Installed,
-    engine_files,
     read_record,
     write_record,
 )
@@ -42,7 +41,7 @@ def write(folder: Path, manifest: Manifest, **changes: Any) -> None:
         "target": "h100", "bundle_hash": bundle_hash(manifest), "backend": "trtllm",
         "tokens_per_block": 32, "kv_tokens": 3200, "max_batch": 2, "versions": {},
         "sm": 90, "tensorrt": "10.14.1.48", "tensorrt_llm": "1.2.1", "plugin_abi": 1,
-        "files": engine_files(folder),
+        "files": describe_parts(folder),
     }  # fmt: skip
     write_record(folder, EngineRecord.model_validate({**fields, **changes}))
 

@@ -8,6 +8,7 @@ import pytest
 from dycoke_trt.bundle.manifest import Manifest, read_manifest
 from dycoke_trt.bundle.record import Installed, read_record, write_record
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.engines import tensorrt as building
 from dycoke_trt.engines.build_plan import BuildPlan, plan_build
@@ -27,7 +28,7 @@ def bundle() -> Path:
 @pytest.fixture
 def manifest(bundle: Path) -> Manifest:
     found = read_manifest(bundle)
-    return found.model_copy(update={"llm": found.llm.model_copy(update={"dtype": "bfloat16"})})
+    return found.model_copy(update={"llm": found.llm.model_copy(update={"dtype": Dtype.BF16})})
 
 
 @pytest.fixture

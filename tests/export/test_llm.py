@@ -5,17 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from dycoke_trt.bundle.files import sha256
 from dycoke_trt.bundle.llm_layout import allowed_tp, check_tp, padded_vocab, rank_shapes
 from dycoke_trt.bundle.llm_reader import LlmCheckpoint, read_llm
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.cost.dims import PRESETS, LlmDims
-from dycoke_trt.export.checkpoint import Checkpoint
+from dycoke_trt.export.bundle import export_bundle
+from dycoke_trt.export.checkpoint import Checkpoint, open_checkpoint
 from dycoke_trt.export.llm import export_llm
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 CONFIG = DyCokeConfig(l=1)
 VOCAB = 103
@@ -27,8 +29,9 @@ def export(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
 
     def make(tp: int, dtype: Dtype = Dtype.FP32) -> LlmCheckpoint:
         directory = tmp_path_factory.mktemp("llm") / "llm"
-        names = export_llm(checkpoint, directory, CONFIG, dtype, tp)
-        assert sorted(p.name for p in directory.iterdir()) == sorted(names)
+        hashes = export_llm(checkpoint, directory, CONFIG, dtype, tp)
+        assert {p.name for p in directory.iterdir()} == {"config.json", *hashes}
+        assert all(sha256(directory / name) == digest for name, digest in hashes.items())
         return read_llm(directory)
 
     return make
@@ -233,28 +236,26 @@ def test_a_layer_beyond_the_model_is_refused(checkpoint: Checkpoint, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_leaves_nothing(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = Checkpoint.chunks
-
-    def huge(self: Checkpoint, name: str, *args: Any) -> Any:
-        scale = 1e6 if "layers.1.mlp.down_proj" in name else 1
-        return (chunk * scale for chunk in original(self, name, *args))
-
-    monkeypatch.setattr(Checkpoint, "chunks", huge)
-    with pytest.raises(
-        DyCokeError, match=r"layers.1.mlp.proj.weight is not finite in torch.float16"
-    ):
-        export_llm(checkpoint, tmp_path / "llm", CONFIG, Dtype.FP16, 2)
-    assert list(tmp_path.iterdir()) == []
+def test_a_place_that_cannot_be_written_is_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(DyCokeError, match=r"missing/llm: cannot be written \(No such file"):
+        export_llm(checkpoint, tmp_path / "missing" / "llm", CONFIG, Dtype.FP32)
 
 
-def test_an_existing_directory_is_not_touched(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / "mine").touch()
-    with pytest.raises(DyCokeError, match="exists already; choose another"):
-        export_llm(checkpoint, tmp_path, CONFIG, Dtype.FP32)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+def test_a_bare_llm_is_exported_too(rewrite: Any, tmp_path: Path) -> None:
+    source = rewrite("lmms", tower=False)
+    config = json.loads((source / "config.json").read_text())
+    bare = {k: v for k, v in config.items() if not k.startswith("mm_")} | {"model_type": "qwen2"}
+    (source / "config.json").write_text(json.dumps(bare))
+    tensors = load_file(source / "model.safetensors")
+    kept = {n: t for n, t in tensors.items() if "mm_" not in n and "newline" not in n}
+    save_file(kept, source / "model.safetensors")
+    export_llm(open_checkpoint(source), tmp_path / "llm", CONFIG, Dtype.BF16)
+    assert sorted(p.name for p in (tmp_path / "llm").iterdir()) == [
+        "config.json", "rank0.safetensors"
+    ]  # fmt: skip
+    with pytest.raises(DyCokeError, match="a bare Qwen2; a bundle needs LLaVA-OneVision"):
+        export_bundle(source, tmp_path / "bundle", CONFIG)
+    assert [p.name for p in tmp_path.iterdir() if p.name != source.name] == ["llm"]
 
 
 def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:

@@ -8,12 +8,13 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from dycoke_trt.bundle.files import sha256
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.core.ttm import ttm_count, ttm_select
 from dycoke_trt.export.checkpoint import Checkpoint
-from dycoke_trt.export.vision import VisionExport, export_vision
+from dycoke_trt.export.vision import export_vision
 
 IMAGE, N, D, K = 101, 16, 64, 0.7
 PAPER = DyCokeConfig(k=K, l=1)
@@ -127,7 +128,7 @@ def test_without_ttm_there_are_no_ttm_nodes(
 ) -> None:
     path = tmp_path / "v.onnx"
     info = export_vision(checkpoint, path, config, Dtype.FP32, kept_rows=True)
-    assert info.kept == (N,)
+    assert info.spec.compressor.kept == (N,)
     graph = onnx.load(path, load_external_data=False).graph
     assert not any(node.op_type == "TopK" for node in graph.node)
     video = frames(2, 4)
@@ -141,7 +142,7 @@ def test_everything_but_the_first_frame_can_go(
 ) -> None:
     path = tmp_path / "v.onnx"
     info = export_vision(checkpoint, path, DyCokeConfig(k=0.99), Dtype.FP32, kept_rows=True)
-    assert info.kept == (N, 0, 0, 0)
+    assert info.spec.compressor.kept == (N, 0, 0, 0)
     video = frames(2, 8)
     out = run_onnx(path, {"frames": video})
     want = source_features(hf_model, video)[:, ::4].flatten(1, 2)
@@ -175,14 +176,16 @@ def test_names_follow_the_layers(
     checkpoint: Checkpoint, tmp_path: Path, hf_model: Any, run_onnx: Any
 ) -> None:
     path = tmp_path / "v.onnx"
-    info = export_vision(checkpoint, path, PAPER, Dtype.FP32)
-    assert info.layer_outputs == (
+    export_vision(checkpoint, path, PAPER, Dtype.FP32)
+    props = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
+    layer_outputs = json.loads(props["layer_outputs"])
+    assert layer_outputs == [
         "tower/embeddings/output",
         *(f"tower/layers.{i}/output" for i in range(3)),
         "projector/linear_2",
         "pooling/output",
-    )
-    marked = with_outputs(path, [*info.layer_outputs])
+    ]
+    marked = with_outputs(path, layer_outputs)
     onnx.checker.check_model(str(marked), full_check=True)
     video = frames(1, 4)
     out = run_onnx(marked, {"frames": video})
@@ -190,7 +193,7 @@ def test_names_follow_the_layers(
     with torch.no_grad():
         states = hf_model.model.vision_tower(pixels[0], output_hidden_states=True).hidden_states
     for i, state in enumerate(states):
-        name = info.layer_outputs[i]
+        name = layer_outputs[i]
         torch.testing.assert_close(out[name], state, rtol=0, atol=1e-4, msg=name)
 
 
@@ -286,10 +289,9 @@ def test_a_bare_llm_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 def test_what_was_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
     info = export_vision(checkpoint, tmp_path / "v.onnx", PAPER, Dtype.BF16)
-    assert isinstance(info, VisionExport)
-    assert (info.files, info.dtype, info.tokens_per_frame, info.kept) == (
-        ("v.onnx", "vision.safetensors"),
-        Dtype.BF16,
-        N,
-        (N, 4, 4, 4),
-    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.onnx", "vision.safetensors"]
+    assert info.hashes == {"vision.safetensors": sha256(tmp_path / "vision.safetensors")}
+    assert info.spec.tower == checkpoint.vision
+    assert info.spec.compressor.kept == (N, 4, 4, 4)
+    props = {p.key: p.value for p in onnx.load(tmp_path / "v.onnx").metadata_props}
+    assert (props["dtype"], props["tokens_per_frame"]) == ("bf16", str(N))

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from dycoke_trt.bundle.files import open_bundle
-from dycoke_trt.bundle.record import FILE, Installed, read_record, write_record
+from dycoke_trt.bundle.paths import RECORD
+from dycoke_trt.bundle.record import Installed, read_record, write_record
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import CLIPS_DIR, MODEL_DIR
@@ -101,7 +102,7 @@ def test_another_gpu_is_refused(built: Path, tmp_path: Path) -> None:
     write_record(tmp_path / "cuda", record.model_copy(update={"sm": 90}))
     with pytest.raises(DyCokeError, match=r"built for GPU architecture sm_90, here it is sm_89"):
         read_record(tmp_path / "cuda", manifest, built, installed=Installed(sm=89))
-    assert (tmp_path / "cuda" / FILE).is_file()
+    assert (tmp_path / "cuda" / RECORD).is_file()
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dycoke_trt.bundle.files import describe_parts
 from dycoke_trt.bundle.manifest import read_manifest
 from dycoke_trt.bundle.paths import VISION_PLAN
-from dycoke_trt.bundle.record import EngineRecord, engine_files, write_record
+from dycoke_trt.bundle.record import EngineRecord, write_record
 from dycoke_trt.engines.build_plan import plan_build
 from dycoke_trt.engines.model import model_of_bundle
 from dycoke_trt.engines.target_gpus import find_target_gpu
@@ -32,5 +33,5 @@ def write_engines(bundle: Path, kv_tokens: int = 8192, **changes: Any) -> Engine
     )
     made = engine_record(folder, read_manifest(bundle), plan, "10.14.1", "1.2.1", pruned=True)
     record = made.model_copy(update={"kv_tokens": kv_tokens, **changes})
-    write_record(folder, record.model_copy(update={"files": engine_files(folder)}))
+    write_record(folder, record.model_copy(update={"files": describe_parts(folder)}))
     return record

@@ -18,6 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from ...bundle.files import open_bundle
+from ...bundle.paths import engine_directory
 from ...bundle.record import read_record
 from ...core.dtype import Dtype
 from ...core.errors import DyCokeError, QueueFullError
@@ -62,7 +63,7 @@ class TritonPythonModel:
         given = parameters(args)
         bundle = Path(given["bundle"])
         manifest = open_bundle(bundle)
-        record = read_record(bundle / "engines" / given["build"], manifest, bundle)
+        record = read_record(engine_directory(bundle, given["build"]), manifest, bundle)
         self._errors_as_output = given[p.ERRORS_AS_OUTPUT.name] == "true"
         self._limits = RequestLimits.from_parameters(given)
         # As many as the LLM step takes: none waits here, where nothing would be known of it.

@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from ...bundle.files import open_bundle
+from ...bundle.paths import engine_directory
 from ...bundle.record import read_record
 from ...core.errors import DyCokeError
 from ...runtime.capacity import Capacity
@@ -43,7 +44,7 @@ class TritonPythonModel:
         bundle = Path(given["bundle"])
         manifest = open_bundle(bundle)
         limits = RequestLimits.from_parameters(given)
-        record = read_record(bundle / "engines" / given["build"], manifest, bundle)
+        record = read_record(engine_directory(bundle, given["build"]), manifest, bundle)
         self._prepare = Preparation(
             bundle,
             manifest,

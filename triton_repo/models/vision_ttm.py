@@ -13,6 +13,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from ...bundle.files import open_bundle
+from ...bundle.paths import engine_directory
 from ...bundle.record import read_record
 from ...runtime.limits import RequestLimits
 from ...runtime.passing import PassingLine
@@ -36,7 +37,7 @@ class TritonPythonModel:
         limits = RequestLimits.from_parameters(parameters(args))
         # On a GPU one run fills the device, and an engine has one context.
         self._line = PassingLine() if build == "cpu" else None
-        record = read_record(bundle / "engines" / build, self._manifest, bundle)
+        record = read_record(engine_directory(bundle, build), self._manifest, bundle)
         self._threads = RequestThreads(VISION_TTM, record.max_batch + limits.max_queue, self._pass)
         self._on_gpu = parameter(args, "embeds_memory") == "gpu"
 

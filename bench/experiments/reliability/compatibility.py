@@ -10,8 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ....bundle.files import bundle_hash, open_bundle
-from ....bundle.record import EngineRecord, Installed, engine_files, read_record, write_record
+from ....bundle.files import bundle_hash, describe_parts, open_bundle
+from ....bundle.paths import ENGINES, LLM, RECORD, VISION_GRAPH, engine_directory, rank_weights
+from ....bundle.record import EngineRecord, Installed, read_record, write_record
 from ....core.errors import DyCokeError
 from ....triton_repo.repository import write_repository
 from .outcome import Outcome
@@ -32,9 +33,9 @@ def run(stage: Stage, quick: bool) -> Outcome:  # noqa: ARG001 (takes a second)
         ("truncated plan", _truncated_plan, "bytes"),
         ("other bundle", _serve(_other_bundle), "bundle"),
         ("other DyCoke settings", _serve(_other_settings), "bundle"),
-        ("truncated record", _serve(_truncate("engines/cpu/record.json")), "record.json"),
-        ("truncated weights", _serve(_truncate("llm/rank0.safetensors")), "rank0.safetensors"),
-        ("truncated vision graph", _serve(_truncate("vision_ttm.onnx")), "vision_ttm.onnx"),
+        ("truncated record", _serve(_truncate(f"{ENGINES}/cpu/{RECORD}")), "record.json"),
+        ("truncated weights", _serve(_truncate(f"{LLM}/{rank_weights(0)}")), "rank0.safetensors"),
+        ("truncated vision graph", _serve(_truncate(VISION_GRAPH)), "vision_ttm.onnx"),
     ]
     slowest = 0.0
     wrong: list[str] = []
@@ -75,10 +76,10 @@ def _serve(change: Callable[[Path], None]) -> Check:
 
 def _record(bundle: Path, **values: Any) -> Path:
     """An engine directory with a plan of TensorRT's, as far as a record goes."""
-    engines = bundle / "engines" / "h100"
+    engines = engine_directory(bundle, "h100")
     engines.mkdir()
     (engines / "vision.plan").write_bytes(b"plan" * 1000)
-    built = read_record(bundle / "engines" / "cpu", open_bundle(bundle), bundle)
+    built = read_record(engine_directory(bundle, "cpu"), open_bundle(bundle), bundle)
     fits = {
         "target": "h100",
         "backend": "trtllm",
@@ -87,7 +88,7 @@ def _record(bundle: Path, **values: Any) -> Path:
         "tensorrt": _HERE.tensorrt,
         "tensorrt_llm": _HERE.tensorrt_llm,
         "plugin_abi": _HERE.plugin_abi,
-        "files": engine_files(engines),
+        "files": describe_parts(engines),
     }
     write_record(engines, EngineRecord(**{**built.model_dump(), **fits, **values}))
     return engines
@@ -116,7 +117,7 @@ def _truncate(name: str) -> Callable[[Path], None]:
 
 
 def _other_bundle(bundle: Path) -> None:
-    file = bundle / "engines" / "cpu" / "record.json"
+    file = engine_directory(bundle, "cpu") / RECORD
     file.write_text(json.dumps({**json.loads(file.read_text()), "bundle_hash": "0" * 64}))
 
 
