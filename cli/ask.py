@@ -10,19 +10,13 @@ import typer
 
 from ..core.extras import require
 from ..runtime.video.limits import VideoLimits
-from .options import (
-    VIDEO,
-    AsJson,
-    MaxVideoBytes,
-    MaxVideoFrames,
-    MaxVideoPixels,
-    MaxVideoSamples,
-    MaxVideoSeconds,
-)
+from .limits import limit_options
+from .options import AsJson
 
 _FORMS = "give BUNDLE and QUESTION, or --server HOST:PORT and QUESTION (in quotes)"
 
 
+@limit_options(VideoLimits, "videos")
 def ask(
     words: Annotated[
         list[str] | None,
@@ -57,22 +51,16 @@ def ask(
     top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="For sampling.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Stop word; repeatable.")] = None,
-    max_video_bytes: MaxVideoBytes = VIDEO.max_bytes,
-    max_video_pixels: MaxVideoPixels = VIDEO.max_pixels,
-    max_video_frames: MaxVideoFrames = VIDEO.max_frames,
-    max_video_samples: MaxVideoSamples = VIDEO.max_samples,
-    max_video_seconds: MaxVideoSeconds = VIDEO.max_seconds,
     as_json: AsJson = False,
+    *,
+    videos: VideoLimits,
 ) -> None:
     """Ask a question about a video: in this process, or with --server of a running server."""
     from ..core.errors import DyCokeError
     from ..runtime.protocol import DEFAULT_FRAMES
 
     bundle, question = _bundle_and_question(words or [], server)
-    limits = VideoLimits(
-        max_video_bytes, max_video_pixels, max_video_frames, max_video_samples, max_video_seconds
-    )
-    if server is not None and limits != VIDEO:
+    if server is not None and videos != VideoLimits():
         raise DyCokeError("--max-video-... has no effect with --server; give it to dycoke serve")
     if server is not None and target is not None:
         raise DyCokeError(f"--target {target} has no effect with --server: it has its own")
@@ -95,7 +83,7 @@ def ask(
     if server is None:
         assert bundle is not None
         build = (bundle, target or "cpu", vision)
-        report = _ask_here(*build, question, video, frames, sampling, options, limits)
+        report = _ask_here(*build, question, video, frames, sampling, options, videos)
     else:
         report = _ask_there(server, question, video, frames, sampling, options)
     if as_json:
@@ -140,7 +128,7 @@ def _ask_here(
     frames: int,
     sampling: dict[str, Any],
     options: dict[str, Any],
-    limits: VideoLimits,
+    videos: VideoLimits,
 ) -> dict[str, Any]:
     from ..core.errors import DyCokeError
     from ..engines.targets import check_name
@@ -160,7 +148,7 @@ def _ask_here(
     wanted = Sampling(**sampling)
     _refuse_idle(**sampling)
     pipeline = Pipeline.from_record(bundle, target, keep_steps=False, vision=vision or NATIVE)
-    clip = None if video is None else pipeline.read(video, frames, limits)
+    clip = None if video is None else pipeline.read(video, frames, videos)
     answer = pipeline.ask(clip, question, sampling=wanted, **options)
     return {
         "text": answer.text,

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runtime.video.limits import VideoLimits
-
 if TYPE_CHECKING:
     from ..core.config import DyCokeConfig
 
@@ -17,27 +15,16 @@ P = Annotated[float, typer.Option("--p", help="KV pruning rate P in decoding, 0 
 Model = Annotated[
     str, typer.Option("--model", help="Preset: llava-ov-0.5b, llava-ov-7b or llava-ov-72b.")
 ]
-VIDEO = VideoLimits()  # defaults of the options below
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-MaxVideoBytes = Annotated[
-    int, typer.Option("--max-video-bytes", help="Largest encoded video that is read.")
+BuiltTarget = Annotated[
+    str, typer.Option("--target", help="What was built: cpu, cuda, h100 and so on.")
 ]
-MaxVideoPixels = Annotated[
-    int, typer.Option("--max-video-pixels", help="Largest frame of a video: width x height.")
+VisionStep = Annotated[
+    str, typer.Option("--vision", help="What runs the vision step: auto, native, tensorrt or rtx.")
 ]
-MaxVideoFrames = Annotated[
-    int, typer.Option("--max-video-frames", help="Longest video, in frames of the file.")
-]
-MaxVideoSamples = Annotated[
-    int, typer.Option("--max-video-samples", help="Most frames sampled from a video.")
-]
-MaxVideoSeconds = Annotated[
-    float,
-    typer.Option(
-        "--max-video-seconds",
-        help="Seconds of reading a video: a server's of the processor, else by the clock.",
-    ),
+VisionCudaGraph = Annotated[
+    bool, typer.Option("--vision-cuda-graph", help="With --vision rtx: replay it as a CUDA graph.")
 ]
 
 

@@ -10,25 +10,17 @@ import typer
 from ..runtime.limits import RequestLimits
 from ..runtime.video.limits import VideoLimits
 from .limits import limit_options
-from .options import (
-    VIDEO,
-    MaxVideoBytes,
-    MaxVideoFrames,
-    MaxVideoPixels,
-    MaxVideoSamples,
-    MaxVideoSeconds,
-)
+from .options import BuiltTarget, VisionCudaGraph, VisionStep
 
 
+@limit_options(VideoLimits, "videos")
 @limit_options(RequestLimits, "requests")
 def repo(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Repository to write.", show_default=False)
     ],
-    target: Annotated[
-        str, typer.Option("--target", help="What was built: cpu, cuda, h100 and so on.")
-    ] = "cpu",
+    target: BuiltTarget = "cpu",
     triton_version: Annotated[
         str, typer.Option("--triton-version", help="Of the server that will load it.")
     ] = "2.51.0",
@@ -40,24 +32,14 @@ def repo(
         str,
         typer.Option("--llm", help="Engines: tensorrtllm (Triton's C++ backend) or executor."),
     ] = "tensorrtllm",
-    vision: Annotated[
-        str,
-        typer.Option("--vision", help="What runs the vision step: auto, native, tensorrt or rtx."),
-    ] = "auto",
-    vision_cuda_graph: Annotated[
-        bool,
-        typer.Option("--vision-cuda-graph", help="With --vision rtx: replay it as a CUDA graph."),
-    ] = False,
+    vision: VisionStep = "auto",
+    vision_cuda_graph: VisionCudaGraph = False,
     threads: Annotated[
         int, typer.Option("--threads", help="CPU threads of the vision step; 0 takes all cores.")
     ] = 0,
-    max_video_bytes: MaxVideoBytes = VIDEO.max_bytes,
-    max_video_pixels: MaxVideoPixels = VIDEO.max_pixels,
-    max_video_frames: MaxVideoFrames = VIDEO.max_frames,
-    max_video_samples: MaxVideoSamples = VIDEO.max_samples,
-    max_video_seconds: MaxVideoSeconds = VIDEO.max_seconds,
     *,
     requests: RequestLimits,
+    videos: VideoLimits,
 ) -> None:
     """Write the Triton model repository of a bundle, to be mounted into a container for example."""
     from ..core.errors import DyCokeError
@@ -66,9 +48,6 @@ def repo(
     from ..triton_repo.trtllm import CPP_BACKEND, EXECUTOR
 
     check_name(target)
-    limits = VideoLimits(
-        max_video_bytes, max_video_pixels, max_video_frames, max_video_samples, max_video_seconds
-    )
     if llm not in (CPP_BACKEND, EXECUTOR):
         raise DyCokeError(f"--llm {llm!r} is not allowed; allowed: {CPP_BACKEND}, {EXECUTOR}")
     if threads < 0:
@@ -83,7 +62,7 @@ def repo(
         vision=vision,
         vision_cuda_graph=vision_cuda_graph,
         threads=threads,
-        limits=limits,
+        limits=videos,
         requests=requests,
     )
     typer.echo(f"{written}: start it with: tritonserver --model-repository={written.resolve()}")

@@ -15,14 +15,7 @@ import typer
 from ..runtime.limits import RequestLimits
 from ..runtime.video.limits import VideoLimits
 from .limits import limit_options
-from .options import (
-    VIDEO,
-    MaxVideoBytes,
-    MaxVideoFrames,
-    MaxVideoPixels,
-    MaxVideoSamples,
-    MaxVideoSeconds,
-)
+from .options import BuiltTarget, VisionCudaGraph, VisionStep
 
 if TYPE_CHECKING:
     from ..triton_repo.launcher import RunningServer
@@ -30,6 +23,7 @@ if TYPE_CHECKING:
     from ..triton_repo.tritonserver import TritonServer
 
 
+@limit_options(VideoLimits, "videos")
 @limit_options(RequestLimits, "requests")
 def serve(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)],
@@ -37,9 +31,7 @@ def serve(
         list[str] | None,
         typer.Argument(metavar="[-- OPTION...]", help="Options passed on to tritonserver."),
     ] = None,
-    target: Annotated[
-        str, typer.Option("--target", help="What was built: cpu, cuda, h100 and so on.")
-    ] = "cpu",
+    target: BuiltTarget = "cpu",
     http_port: Annotated[int, typer.Option("--http-port", help="0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option("--grpc-port", help="0 takes a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option("--metrics-port", help="0 takes a free one.")] = 8002,
@@ -66,14 +58,8 @@ def serve(
     counters: Annotated[
         str, typer.Option("--counters", help="Engines: file that the plugins count decisions in.")
     ] = "",
-    vision: Annotated[
-        str,
-        typer.Option("--vision", help="What runs the vision step: auto, native, tensorrt or rtx."),
-    ] = "auto",
-    vision_cuda_graph: Annotated[
-        bool,
-        typer.Option("--vision-cuda-graph", help="With --vision rtx: replay it as a CUDA graph."),
-    ] = False,
+    vision: VisionStep = "auto",
+    vision_cuda_graph: VisionCudaGraph = False,
     llm: Annotated[
         str | None,
         typer.Option(
@@ -86,11 +72,6 @@ def serve(
         Path | None,
         typer.Option("--plugin", help="Engines: another plugin library than the one beside them."),
     ] = None,
-    max_video_bytes: MaxVideoBytes = VIDEO.max_bytes,
-    max_video_pixels: MaxVideoPixels = VIDEO.max_pixels,
-    max_video_frames: MaxVideoFrames = VIDEO.max_frames,
-    max_video_samples: MaxVideoSamples = VIDEO.max_samples,
-    max_video_seconds: MaxVideoSeconds = VIDEO.max_seconds,
     opened: Annotated[
         str,
         typer.Option(
@@ -111,6 +92,7 @@ def serve(
     ] = 20.0,
     *,
     requests: RequestLimits,
+    videos: VideoLimits,
 ) -> None:
     """Serve a bundle with Triton: writes the model repository, starts the server, watches it."""
     from ..core.errors import DyCokeError
@@ -125,9 +107,6 @@ def serve(
     from ..triton_repo.weaknesses import advice
 
     check_name(target)
-    limits = VideoLimits(
-        max_video_bytes, max_video_pixels, max_video_frames, max_video_samples, max_video_seconds
-    )
     if threads < 0:
         raise DyCokeError(f"--threads {threads} is not allowed; allowed: an integer >= 0")
     numbers = {"--grace": grace, "--restart": restart, "--hang-timeout": hang_timeout}
@@ -153,7 +132,7 @@ def serve(
                 vision_cuda_graph=vision_cuda_graph,
                 plan_backend=has_plan_backend,
                 threads=threads if target == "cpu" else 0,
-                limits=limits,
+                limits=videos,
                 requests=requests,
             )
             _say(f"tritonserver {found.version} ({found.source}), models in {folder}")

@@ -5,15 +5,14 @@ Each has a flag of `dycoke serve` and `dycoke repo` of its name, and every refus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from ..core.errors import DyCokeError
+from .bounds import Bounds
 
 
 @dataclass(frozen=True)
-class RequestLimits:
+class RequestLimits(Bounds):
     """Upper bounds, all > 0.
 
     max_queue: requests that wait before each step; max_wait_seconds: the longest wait there;
@@ -34,7 +33,7 @@ class RequestLimits:
         for name, value in asdict(self).items():
             if not 0 < value < 2**31:
                 raise DyCokeError(
-                    f"{flag(name)} {value} is not allowed; allowed: more than 0, below 2^31"
+                    f"{self.flag(name)} {value} is not allowed; allowed: more than 0, below 2^31"
                 )
 
     def check(self, bound: str, field: str, value: int, unit: str) -> None:
@@ -42,30 +41,5 @@ class RequestLimits:
         most = getattr(self, bound)
         if value > most:
             raise DyCokeError(
-                f"{field}: {value} {unit}; allowed: up to {most} (the server's {flag(bound)})"
+                f"{field}: {value} {unit}; allowed: up to {most} (the server's {self.flag(bound)})"
             )
-
-    def parameters(self) -> dict[str, str]:
-        """As parameters of a model in Triton's repository."""
-        return {name: str(value) for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, str]) -> RequestLimits:
-        """What `parameters` wrote; a bound that is not there has its default."""
-        given = {}
-        for bound in fields(cls):
-            if bound.name in parameters:
-                number: Any = type(bound.default)
-                try:
-                    given[bound.name] = number(parameters[bound.name])
-                except ValueError:
-                    raise DyCokeError(
-                        f"{bound.name}: {parameters[bound.name]!r} is not allowed; allowed: a "
-                        "number > 0"
-                    ) from None
-        return cls(**given)
-
-
-def flag(name: str) -> str:
-    """--max-queue of max_queue."""
-    return "--" + name.replace("_", "-")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import ClassVar, NoReturn
 
 from ...core.errors import DyCokeError
+from ..bounds import Bounds
 
 _UNITS = {
     "max_bytes": "bytes of the encoded file",
@@ -19,8 +19,10 @@ _UNITS = {
 
 
 @dataclass(frozen=True)
-class VideoLimits:
+class VideoLimits(Bounds):
     """Upper bounds. `dycoke serve`, `repo` and `ask` have a flag for each: --max-video-bytes ..."""
+
+    PREFIX: ClassVar[str] = "max_video_"
 
     max_bytes: int = 1 << 30
     max_pixels: int = 8192 * 4320  # 8K as cinemas have it; decoders keep several such pictures
@@ -31,7 +33,7 @@ class VideoLimits:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not value > 0:
-                raise DyCokeError(f"{_flag(name)} {value} is not allowed; allowed: > 0")
+                raise DyCokeError(f"{self.flag(name)} {value} is not allowed; allowed: > 0")
 
     def check(self, name: str, value: float) -> None:
         """Raises DyCokeError with both values and the flag that raises the bound called `name`."""
@@ -41,31 +43,12 @@ class VideoLimits:
     def refuse(self, name: str, value: str) -> NoReturn:
         raise DyCokeError(
             f"{value} {_UNITS[name]}; allowed: up to {getattr(self, name):,} "
-            f"({_flag(name)} raises it)"
+            f"({self.flag(name)} raises it)"
         )
 
     def deadline(self) -> Deadline:
         """Starts the clock of `max_seconds`."""
         return Deadline(self)
-
-    def parameters(self) -> dict[str, str]:
-        """As parameters of a model in Triton's repository: max_video_bytes and so on."""
-        return {_parameter(name): str(value) for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, str]) -> VideoLimits:
-        """What `parameters` wrote; a bound that is not there has its default."""
-        defaults = asdict(cls())
-        given: dict[str, Any] = {}
-        for name, default in defaults.items():
-            text = parameters.get(_parameter(name), str(default))
-            try:
-                given[name] = type(default)(text)
-            except ValueError:
-                raise DyCokeError(
-                    f"{_parameter(name)}: {text!r} is not allowed; allowed: a number > 0"
-                ) from None
-        return cls(**given)
 
 
 class Deadline:
@@ -79,11 +62,3 @@ class Deadline:
         """Raises DyCokeError once the time is over."""
         if time.monotonic() - self._begun > self._limits.max_seconds:
             self._limits.refuse("max_seconds", "more")
-
-
-def _parameter(name: str) -> str:
-    return name.replace("max_", "max_video_")
-
-
-def _flag(name: str) -> str:
-    return "--" + _parameter(name).replace("_", "-")
