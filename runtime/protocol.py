@@ -47,6 +47,8 @@ QUESTION_INPUTS = (
     optional("max_tokens", "INT32"),
     optional("stop_words", "BYTES", (-1,)),
 )
+# With a request's id: ends it, in the steps that take long.
+STOP = optional("stop", "BOOL")
 # `dycoke_bls` says so where it asks about no video; the ensemble cannot.
 TEXT_ONLY = optional("text_only", "BOOL")
 # Passed on to the LLM step under its own names.
@@ -104,7 +106,7 @@ def llm_inputs(hidden: int, dtype: Dtype) -> tuple[TensorSpec, ...]:
         table,
         PROMPT_VOCAB_SIZE,
         *ANSWER_INPUTS.values(),
-        optional("stop", "BOOL"),
+        STOP,
     )
 
 

@@ -170,7 +170,7 @@ def model_configs(
     llm_inputs = p.llm_inputs(manifest.llm.hidden, manifest.vision.dtype)
     preprocessing = ModelConfig(
         p.PREPROCESSING,
-        (*p.CLIENT_INPUTS, p.TEXT_ONLY),
+        (*p.CLIENT_INPUTS, p.TEXT_ONLY, p.STOP),
         (frames, *p.PROMPT, p.PROMPT_VOCAB_SIZE),
         parameters={**bounded, **limits.parameters()},
         **line,

@@ -164,6 +164,8 @@ def test_a_waiting_request_is_cancelled_too(slow: RunningServer) -> None:
 def test_many_cancelled_streams_leave_the_twin_in_order(server: Server) -> None:
     """Short streams that end while others are asked whether they were cancelled. Without
     triton_repo/models/spent.py the model's process died here in one of two runs."""
+    count = "dycoke_request_seconds_count"
+    before = metrics(server.metrics).get(count, 0)
 
     def cancel_some(seed: int) -> None:
         draw = random.Random(seed)
@@ -180,6 +182,7 @@ def test_many_cancelled_streams_leave_the_twin_in_order(server: Server) -> None:
 
     with ThreadPoolExecutor(12) as threads:
         list(threads.map(cancel_some, range(12)))
+    until(lambda: metrics(server.metrics)[count] == before + 12 * 40)
     server.running.wait(timeout=0)  # raises if a model died
     until(lambda: metrics(server.metrics)["dycoke_kv_blocks_used"] == 0)
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,12 @@ from ...runtime.limits import RequestLimits
 from ...runtime.prompt import load_tokenizer
 from ...runtime.stages import DETOKENISE
 from ...runtime.stop_words import read_stop_words
-from .llm_calls import Responses, generate, stop_generation
+from .llm_calls import Responses, generate, stop_generation, stop_preprocessing
+from .request_threads import RequestThreads
 from .requests import (
+    CancelledError,
+    StepError,
     check_parameters,
-    error_response,
     output_error,
     parameters,
     single,
@@ -46,18 +47,6 @@ _SERVER_REFUSES = ("Exceeds maximum queue size", "Request timeout expired")
 _LLM_OUTPUTS = (*p.TOKENS, *p.TOKEN_COUNTS)  # all that every backend of the step has
 
 
-class StepError(Exception):
-    """An error that a step answered with; passed on as it is."""
-
-    def __init__(self, error: Any) -> None:
-        super().__init__(error.message())
-        self.error = error
-
-
-class CancelledError(Exception):
-    """The client does not wait any more."""
-
-
 class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         given = parameters(args)
@@ -66,56 +55,30 @@ class TritonPythonModel:
         record = read_record(engine_directory(bundle, given["build"]), manifest, bundle)
         self._errors_as_output = given[p.ERRORS_AS_OUTPUT.name] == "true"
         self._limits = RequestLimits.from_parameters(given)
-        # As many as the LLM step takes: none waits here, where nothing would be known of it.
-        self._most = record.max_batch + self._limits.max_queue
         self._text_ids = manifest.visual_token_base
         self._has_numpy = manifest.vision.dtype != Dtype.BF16
         self._tokenizer = load_tokenizer(bundle)
-        self._threads = ThreadPoolExecutor(self._most, "request")
-        self._generating: dict[str, Sender] = {}  # LLM request id -> response sender
-        self._lock = threading.Lock()
-        self._held = 0  # requests in flight
+        # As many as the LLM step takes: none waits here, where nothing would be known of it.
+        most = record.max_batch + self._limits.max_queue
+        self._threads = RequestThreads(
+            p.BLS, most, self._answer, seconds="dycoke_request_seconds", decoupled=True
+        )
+        # Request id -> its sender, and what ends the step that it is in.
+        self._steps: dict[str, tuple[Sender, Callable[[str], None]]] = {}
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._watcher.start()
 
     def execute(self, requests: list[Any]) -> None:
-        for request in requests:
-            sender = Sender(request)
-            with self._lock:
-                full = self._held >= self._most
-                self._held += not full
-            if full:
-                error = QueueFullError(
-                    f"{self._most} requests are in flight already (a full batch and the server's "
-                    "--max-queue); try again later"
-                )
-                sender.send(error_response(error), final=True)
-            else:
-                self._threads.submit(self._run, request, sender)
+        self._threads.execute(requests)
 
     def in_flight(self) -> int:
-        return self._held
+        return self._threads.held()
 
     def finalize(self) -> None:
-        self._threads.shutdown()
+        self._threads.close()
         self._stopping.set()
         self._watcher.join()
-
-    def _run(self, request: Any, sender: Sender) -> None:
-        try:
-            check_parameters(request)
-            self._answer({tensor.name(): tensor for tensor in request.inputs()}, sender)
-        except CancelledError:
-            sender.send(final=True)
-        except StepError as error:
-            response = pb_utils.InferenceResponse(output_tensors=[], error=error.error)
-            sender.send(response, final=True)
-        except Exception as error:
-            sender.send(error_response(error), final=True)
-        finally:
-            with self._lock:
-                self._held -= 1
 
     def _renamed(self, tensor: Any, name: str) -> Any:
         """The same data under another name."""
@@ -123,7 +86,10 @@ class TritonPythonModel:
             return pb_utils.Tensor(name, tensor.as_numpy())
         return pb_utils.Tensor.from_dlpack(name, tensor.to_dlpack())
 
-    def _answer(self, inputs: Mapping[str, Any], sender: Sender) -> None:
+    def _answer(self, request: Any, sender: Sender) -> Any:
+        """The last response; earlier ones are sent."""
+        check_parameters(request)
+        inputs = {tensor.name(): tensor for tensor in request.inputs()}
         # The LLM step sees an id of our own, so that clients may send any or none.
         request_id = uuid.uuid4().hex
         given = inputs["stop_words"].as_numpy().reshape(-1) if "stop_words" in inputs else []
@@ -144,7 +110,8 @@ class TritonPythonModel:
             question.append(pb_utils.Tensor("text_only", np.ones((1, 1), np.bool_)))
         names = [spec.name for spec in p.PROMPT]
         visual = ["frames", p.PROMPT_VOCAB_SIZE.name] if video else []
-        made = self._call(p.PREPROCESSING, request_id, question, [*names, *visual], sender)
+        with self._watched(request_id, sender, stop_preprocessing):
+            made = self._call(p.PREPROCESSING, request_id, question, [*names, *visual], sender)
         prompt = [made[name] for name in names]
         if video:
             frames = made["frames"]
@@ -161,7 +128,7 @@ class TritonPythonModel:
         options["streaming"] = np.array([[stream or bool(stop_words)]])
         ready = [*prompt, *tensors(options)]
         with closing(self._generate(request_id, ready, sender)) as responses:
-            self._deliver(request_id, responses, stop_words, stream, sender)
+            return self._deliver(request_id, responses, stop_words, stream, sender)
 
     def _deliver(
         self,
@@ -170,8 +137,8 @@ class TritonPythonModel:
         stop_words: Sequence[str],
         stream: bool,
         sender: Sender,
-    ) -> None:
-        """Sends each response as text; without `stream` all of them as one."""
+    ) -> Any:
+        """Sends each response as text, without `stream` none; returns what is left at the end."""
         text = TextStream(self._tokenizer, stop_words)
         stopped = False
         pieces: list[str] = []
@@ -195,7 +162,7 @@ class TritonPythonModel:
                 sender.send(_response("".join(pieces), counts))
                 pieces, counts = [], {}
         pieces.append(text.flush())
-        sender.send(_response("".join(pieces), counts), final=True)
+        return _response("".join(pieces), counts)
 
     def _call(
         self, model: str, request_id: str, inputs: list[Any], outputs: list[str], sender: Sender
@@ -222,27 +189,36 @@ class TritonPythonModel:
         if self._errors_as_output:
             outputs.append(p.ERROR.name)
             inputs = [*inputs, *tensors({p.ERRORS_AS_OUTPUT.name: np.ones((1, 1), np.bool_)})]
-        self._generating[request_id] = sender
+        with (
+            self._watched(request_id, sender, stop_generation),
+            closing(generate(request_id, inputs, outputs)) as responses,
+        ):
+            for response in responses:
+                if response.has_error():
+                    raise StepError(response.error())
+                if (error := output_error(response.output_tensors())) is not None:
+                    raise StepError(error)
+                if response.output_tensors():  # the final flag may come alone
+                    yield response
+
+    @contextmanager
+    def _watched(
+        self, request_id: str, sender: Sender, stop: Callable[[str], None]
+    ) -> Iterator[None]:
+        self._steps[request_id] = sender, stop
         try:
-            with closing(generate(request_id, inputs, outputs)) as responses:
-                for response in responses:
-                    if response.has_error():
-                        raise StepError(response.error())
-                    if (error := output_error(response.output_tensors())) is not None:
-                        raise StepError(error)
-                    if response.output_tensors():  # the final flag may come alone
-                        yield response
+            yield
         finally:
-            self._generating.pop(request_id, None)
+            self._steps.pop(request_id, None)
 
     def _watch(self) -> None:
-        """Ends generations whose client cancelled, also while they wait or prefill."""
+        """Ends steps whose client cancelled, also while they wait or prefill."""
         while not self._stopping.wait(_WATCH_SECONDS):
-            for request_id, sender in list(self._generating.items()):
+            for request_id, (sender, stop) in list(self._steps.items()):
                 try:
                     if sender.is_cancelled():
-                        self._generating.pop(request_id, None)
-                        stop_generation(request_id)
+                        self._steps.pop(request_id, None)
+                        stop(request_id)
                 except Exception as error:
                     pb_utils.Logger.log_error(f"{request_id}: {error}")
 

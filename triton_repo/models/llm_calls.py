@@ -1,4 +1,4 @@
-"""Requests from one model to the LLM step."""
+"""Requests from one model to another: answers of the LLM step, and the end of a request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from ...runtime.protocol import LLM
+from ...runtime.protocol import LLM, PREPROCESSING, STOP
 from .spent import SPENT
 
 Responses = Generator[Any, None, None]
@@ -41,7 +41,7 @@ def stop_generation(request_id: str) -> None:
     inputs that its configuration requires. Does nothing where none is in flight."""
     one = np.ones((1, 1), np.int32)
     inputs = {
-        "stop": np.ones((1, 1), np.bool_),
+        STOP.name: np.ones((1, 1), np.bool_),
         "input_ids": one,
         "input_lengths": one,
         "request_output_len": one,
@@ -56,3 +56,19 @@ def stop_generation(request_id: str) -> None:
     for response in request.exec(decoupled=True):
         if response.has_error():
             pb_utils.Logger.log_error(f"stop of {request_id!r}: {response.error().message()}")
+
+
+def stop_preprocessing(request_id: str) -> None:
+    """Ends the reading of a video for the request with that id. Does nothing where none is read."""
+    inputs = {
+        STOP.name: np.ones((1, 1), np.bool_),
+        "text_input": np.array([[b""]], np.object_),
+    }
+    response = pb_utils.InferenceRequest(
+        model_name=PREPROCESSING,
+        request_id=request_id,
+        requested_output_names=["input_ids"],
+        inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
+    ).exec()
+    if response.has_error():
+        pb_utils.Logger.log_error(f"stop of {request_id!r}: {response.error().message()}")

@@ -24,8 +24,9 @@ from ...runtime.preparation import Arrays, Preparation
 from ...runtime.protocol import PREPROCESSING
 from ...runtime.video.limits import VideoLimits
 from ...runtime.video.line import VideoReader
-from .request_threads import CancelledError, RequestThreads
+from .request_threads import RequestThreads
 from .requests import (
+    CancelledError,
     array,
     check_parameters,
     parameters,
@@ -55,11 +56,14 @@ class TritonPythonModel:
         self._reader = VideoReader(limits.preprocessors, limits.max_wait_seconds)
         self._end: Exception | None = None  # with what each request ends
         self._threads = RequestThreads(
-            PREPROCESSING, record.max_batch + limits.max_queue, self._respond
+            PREPROCESSING,
+            record.max_batch + limits.max_queue,
+            self._respond,
+            seconds="dycoke_preprocessing_seconds",
         )
 
-    def execute(self, requests: list[Any]) -> list[None]:
-        return self._threads.execute(requests)
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._take(request) for request in requests]
 
     def in_flight(self) -> int:
         return self._threads.held()
@@ -70,6 +74,14 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self._threads.close()
         self._reader.close()
+
+    def _take(self, request: Any) -> Any:
+        if scalar(request, "stop"):
+            # Not an error where nothing is in flight: the request may just have ended.
+            self._threads.stop(request.request_id())
+            return pb_utils.InferenceResponse(output_tensors=[])
+        (response,) = self._threads.execute([request])
+        return response
 
     def _respond(self, request: Any, sender: Sender) -> Any:
         return pb_utils.InferenceResponse(tensors(self._run(request, sender)))

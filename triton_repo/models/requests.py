@@ -19,6 +19,21 @@ from ...core.errors import DyCokeError, UnavailableError
 from ...runtime.protocol import ERROR, ERRORS_AS_OUTPUT
 
 
+class CancelledError(Exception):
+    """The client does not wait any more."""
+
+    def __init__(self) -> None:
+        super().__init__("the request was cancelled")
+
+
+class StepError(Exception):
+    """An error that a called model answered with; passed on as it is."""
+
+    def __init__(self, error: Any) -> None:
+        super().__init__(error.message())
+        self.error = error
+
+
 def parameter(args: Mapping[str, str], name: str) -> str:
     """A parameter of the model's config.pbtxt; args: what Triton gives `initialize`."""
     value: str = json.loads(args["model_config"])["parameters"][name]["string_value"]
@@ -77,6 +92,10 @@ def text_tensor(name: str, text: str) -> Any:
 
 def triton_error(error: BaseException) -> Any:
     """The TritonError for an exception; what is not a user's error is logged with its trace."""
+    if isinstance(error, StepError):
+        return error.error
+    if isinstance(error, CancelledError):
+        return pb_utils.TritonError(str(error), pb_utils.TritonError.CANCELLED)
     if isinstance(error, UnavailableError):
         return pb_utils.TritonError(str(error), pb_utils.TritonError.UNAVAILABLE)
     if isinstance(error, DyCokeError):

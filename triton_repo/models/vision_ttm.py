@@ -20,8 +20,8 @@ from ...runtime.passing import PassingLine
 from ...runtime.protocol import VISION as VISION_TTM
 from ...runtime.stages import VISION
 from ...runtime.vision import load_vision
-from .request_threads import CancelledError, RequestThreads
-from .requests import array, check_parameters, error_response, parameter, parameters
+from .request_threads import RequestThreads
+from .requests import CancelledError, array, check_parameters, error_response, parameter, parameters
 from .sender import Sender
 from .torch_tensors import torch_array, torch_tensor
 
@@ -38,7 +38,12 @@ class TritonPythonModel:
         # On a GPU one run fills the device, and an engine has one context.
         self._line = PassingLine() if build == "cpu" else None
         record = read_record(engine_directory(bundle, build), self._manifest, bundle)
-        self._threads = RequestThreads(VISION_TTM, record.max_batch + limits.max_queue, self._pass)
+        self._threads = RequestThreads(
+            VISION_TTM,
+            record.max_batch + limits.max_queue,
+            self._pass,
+            seconds="dycoke_vision_seconds",
+        )
         self._on_gpu = parameter(args, "embeds_memory") == "gpu"
 
     def execute(self, requests: list[Any]) -> list[Any]:
