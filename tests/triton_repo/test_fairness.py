@@ -101,12 +101,14 @@ def test_stop_with_the_same_id_ends_the_reading_of_a_video(
     """As dycoke_bls does it; clients of the ensemble may, whose steps hear of no cancellation."""
     inputs = GOOD | {"video_file_input": long_video}
     errors: SimpleQueue[Any] = SimpleQueue()
+
+    def take(result: Any, error: Any) -> None:  # noqa: ARG001 (there is none)
+        errors.put(error)
+
     with grpc.InferenceServerClient(server.grpc) as client:
         tensors = [tensor(name, value) for name, value in inputs.items()]
         name = uuid.uuid4().hex
-        client.async_infer(
-            PREPROCESSING, tensors, lambda result, error: errors.put(error), request_id=name
-        )
+        client.async_infer(PREPROCESSING, tensors, take, request_id=name)
         reader = long_reader(server.running.pid)
         stop = [tensor("text_input", ""), tensor("stop", True, "BOOL")]
         client.infer(PREPROCESSING, stop, request_id="another")

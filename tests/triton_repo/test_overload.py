@@ -30,8 +30,8 @@ def test_the_twin_holds_a_batch_and_a_line(server: Server) -> None:
             stream.send(BLS, "", tensors)
         refused = next(error for _, _, error in stream.replies() if error is not None)
         assert refused.message() == (
-            f"{MOST} requests are in dycoke_bls already (a full batch and the server's --max-queue); "
-            "try again later"
+            f"{MOST} requests are in dycoke_bls already (a full batch and the server's "
+            "--max-queue); try again later"
         )
         until(lambda: metrics(server.metrics)["dycoke_requests_running"] == BATCH)
         assert metrics(server.metrics)["dycoke_requests_waiting"] <= MOST - BATCH

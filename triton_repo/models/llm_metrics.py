@@ -19,8 +19,10 @@ from ...core.decisions import Decision
 from ...runtime.llm import LlmEngine
 from ...runtime.request import Event
 from .llm_request import LlmRequest
+from .metric_families import new_family
 
 PUBLISH_SECONDS = 0.01
+_GAUGES = ("running", "waiting", "used", "blocks")
 _OUTCOMES = ("end", "stop", "length", "cancelled", "failed", "refused")
 _LABELS = tuple(decision.label for decision in Decision)
 GATE_DECISIONS = ("dycoke_gate_decisions_total", "Gate decisions")  # name, description
@@ -32,11 +34,8 @@ class LlmMetrics:
 
     def __init__(self, model: str, engine: LlmEngine, manifest: Manifest) -> None:
         self._engine = engine
-        self._families: list[pb_utils.MetricFamily] = []  # a metric dies with its family
         self._labels = {"model": model}
         kind = pb_utils.MetricFamily
-        total = self._metric("dycoke_kv_blocks", "KV blocks of the pool", kind.GAUGE)
-        total.set(engine.blocks.num_blocks)
         self._first: Any = self._metric(
             "dycoke_time_to_first_token_seconds",
             "From arrival at the LLM step to its first token",
@@ -69,13 +68,16 @@ class LlmMetrics:
             "running": self._metric("dycoke_requests_running", "Requests admitted", kind.GAUGE),
             "waiting": self._metric("dycoke_requests_waiting", "Requests in line", kind.GAUGE),
             "used": self._metric("dycoke_kv_blocks_used", "KV blocks in use", kind.GAUGE),
+            "blocks": self._metric("dycoke_kv_blocks", "KV blocks of the pool", kind.GAUGE),
         }
         self._lock = threading.Lock()
-        self._values: dict[str, float] = defaultdict(float)
+        self._values: dict[str, float] = defaultdict(float, blocks=engine.blocks.num_blocks)
+        self._published: dict[str, float] = defaultdict(float)
         self._firsts: list[float] = []  # seconds, not published yet
+        self._publish()
         self._changed = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._publish, name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._keep_publishing, name="metrics", daemon=True)
         self._thread.start()
 
     def follow(self, request: LlmRequest) -> Callable[[Event], None]:
@@ -121,47 +123,36 @@ class LlmMetrics:
         self._changed.set()
 
     def close(self) -> None:
-        """Ends publishing; the server that would show the rest ends too.
-
-        Nothing of Triton's may outlive `finalize`: a metric writes its last value to shared memory
-        as it is destroyed, and the process has none any more when Python itself is taken down.
-        """
+        """Publishes the rest; of what there is now, nothing is left."""
         self._stopping.set()
         self._changed.set()
         self._thread.join()
-        self._metrics.clear()
-        self._first = None
-        self._families.clear()
+        self._values.update(dict.fromkeys(_GAUGES, 0.0))
+        self._publish()
 
-    def _publish(self) -> None:
-        published: dict[str, float] = defaultdict(float)
+    def _keep_publishing(self) -> None:
         while not self._stopping.wait(PUBLISH_SECONDS):
             self._changed.wait()
-            if self._stopping.is_set():
-                return
             self._changed.clear()
-            with self._lock:
-                values = self._values.copy()
-                firsts, self._firsts = self._firsts, []
-            for seconds in firsts:
-                self._first.observe(seconds)
-            for name, metric in self._metrics.items():
-                # Gauges are changed by differences too, so that all are alike.
-                if change := values[name] - published[name]:
-                    metric.increment(change)
-            published = values
+            self._publish()
+
+    def _publish(self) -> None:
+        with self._lock:
+            values = self._values.copy()
+            firsts, self._firsts = self._firsts, []
+        for seconds in firsts:
+            self._first.observe(seconds)
+        for name, metric in self._metrics.items():
+            if change := values[name] - self._published[name]:
+                metric.increment(change)
+        self._published = values
 
     def _metric(self, name: str, description: str, kind: object, **options: Any) -> Any:
-        return self._family(name, description, kind).Metric(labels=self._labels, **options)
+        return new_family(name, description, kind).Metric(labels=self._labels, **options)
 
     def _labelled(
         self, name: str, description: str, label: str, values: Iterable[str]
     ) -> dict[str, Any]:
         """A counter for each value of a label, by that value."""
-        family = self._family(name, description, pb_utils.MetricFamily.COUNTER)
+        family = new_family(name, description, pb_utils.MetricFamily.COUNTER)
         return {value: family.Metric(labels={**self._labels, label: value}) for value in values}
-
-    def _family(self, name: str, description: str, kind: object) -> pb_utils.MetricFamily:
-        family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
-        self._families.append(family)
-        return family

@@ -17,6 +17,7 @@ from ...runtime.protocol import LLM
 from ...runtime.trtllm.counters import CountersSince
 from ...runtime.trtllm.plugin import COUNTERS
 from .llm_metrics import GATE_DECISIONS
+from .metric_families import new_family
 
 _SECONDS = 1.0
 
@@ -27,13 +28,11 @@ class PluginMetrics:
     def __init__(self) -> None:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._family: Any = None  # a metric dies with its family
         self._metrics: dict[str, Any] = {}
         if name := os.environ.get(COUNTERS):
-            counter = pb_utils.MetricFamily.COUNTER
-            self._family = pb_utils.MetricFamily(*GATE_DECISIONS, kind=counter)
+            family = new_family(*GATE_DECISIONS, kind=pb_utils.MetricFamily.COUNTER)
             self._metrics = {
-                decision.row: self._family.Metric(labels={"model": LLM, "decision": decision.label})
+                decision.row: family.Metric(labels={"model": LLM, "decision": decision.label})
                 for decision in Decision
             }
             self._counts = CountersSince(name)
@@ -44,9 +43,6 @@ class PluginMetrics:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
-        # Before the process takes its shared memory down: see LlmMetrics.close.
-        self._metrics.clear()
-        self._family = None
 
     def _publish(self) -> None:
         published = dict.fromkeys(self._metrics, 0)

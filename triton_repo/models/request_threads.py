@@ -15,9 +15,9 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from ...core.errors import QueueFullError
+from .metric_families import new_family
 from .requests import CancelledError, error_response, triton_error
 from .sender import Sender
-
 
 _BUCKETS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]  # seconds
 
@@ -38,17 +38,16 @@ class RequestThreads:
     ) -> None:
         self._model, self._most, self._answer = model, most, answer
         self._decoupled = decoupled
-        # A metric dies with its family.
-        self._family = pb_utils.MetricFamily(
-            name=seconds,
-            description=f"From a request's arrival at {model} to its last response",
-            kind=pb_utils.MetricFamily.HISTOGRAM,
+        family = new_family(
+            seconds,
+            f"From a request's arrival at {model} to its last response",
+            pb_utils.MetricFamily.HISTOGRAM,
         )
         # A metric has one place in shared memory for what it is told, and no lock: two threads at
         # once end the server, seen on 2.51 (python_backend, metric.cc, SendObserveRequest; in 2026
         # as well).
         self._publishing = threading.Lock()
-        self._seconds: Any = self._family.Metric(labels={"model": model}, buckets=_BUCKETS)
+        self._seconds = family.Metric(labels={"model": model}, buckets=_BUCKETS)
         self._threads = ThreadPoolExecutor(most, "request")
         self._lock = threading.Lock()
         self._held: dict[Sender, str] = {}  # and their requests' ids
@@ -87,8 +86,6 @@ class RequestThreads:
     def close(self) -> None:
         """Returns once all are answered."""
         self._threads.shutdown()
-        # Nothing of Triton's may outlive `finalize` (llm_metrics.py).
-        self._seconds = self._family = None
 
     def _run(self, request: Any, sender: Sender, arrived: float) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import time
 from collections import Counter
@@ -22,12 +23,14 @@ CRITERION = (
 BATCH, LINE = 16, 16  # requests that the server answers at once, and that wait beside them
 SATURATING = BATCH + LINE  # clients: as many as are never refused
 TOKENS = 24
-_BACKOFF = 1.0  # seconds that a refused client waits, as Retry-After says
+# Seconds that a client waits after each refusal in a row: doubled, at most the last, less up to a
+# quarter, as the openai package does it.
+_BACKOFF, _LONGEST_BACKOFF = 1.0, 8.0
 
 
 def run(stage: Stage, quick: bool) -> Outcome:
     with stage.server(limits=RequestLimits(max_queue=LINE)) as server:
-        seconds = 4 if quick else 30
+        seconds = 8 if quick else 30
         asyncio.run(_load(server, SATURATING, 2))  # warm
         peak = asyncio.run(_load(server, SATURATING, seconds))
         over = asyncio.run(_load(server, 4 * SATURATING, seconds))
@@ -49,7 +52,7 @@ def run(stage: Stage, quick: bool) -> Outcome:
 
 
 async def _load(server: Running, clients: int, seconds: float) -> dict[str, Any]:
-    """A closed loop. goodput: tokens per second; p99: of times to first token, in seconds."""
+    """A closed loop. goodput: tokens per second of that time; p99: of times to first token, in seconds."""
     firsts: list[float] = []
     kinds: Counter[str] = Counter()
     tokens = 0
@@ -58,27 +61,32 @@ async def _load(server: Running, clients: int, seconds: float) -> dict[str, Any]
 
     async def work(number: int) -> None:
         nonlocal tokens, example
+        refusals = 0
+        draw = random.Random(number)
         async with connected(server.grpc) as channel:
             while time.monotonic() < end:
                 request = message(
                     BLS, text_input=b"What happens? %d" % number, max_tokens=TOKENS, stream=True
                 )
+                asked = time.monotonic()
                 answer = await ask(channel, request)
                 kind = judge(answer, "")
                 kinds[kind] += 1
                 if kind == "answered":
+                    refusals = 0
                     firsts.append(answer.times[0])
-                    tokens += len(answer.times)
+                    tokens += sum(asked + after < end for after in answer.times)
                     continue
                 if kind != "busy":
                     example = answer.error[:200]
-                await asyncio.sleep(_BACKOFF)
+                delay = min(_BACKOFF * 2**refusals, _LONGEST_BACKOFF)
+                refusals += 1
+                await asyncio.sleep(delay * (1 - draw.random() / 4))
 
-    begun = time.monotonic()
     await asyncio.gather(*(work(number) for number in range(clients)))
     quantiles = statistics.quantiles(firsts, n=100) if len(firsts) > 1 else [float("inf")]
     return {
-        "goodput": round(tokens / (time.monotonic() - begun), 1),
+        "goodput": round(tokens / seconds, 1),
         "p99": round(quantiles[-1], 3),
         "busy": kinds["busy"],
         "other": kinds.total() - kinds["busy"] - kinds["answered"],
