@@ -52,7 +52,7 @@ def run(stage: Stage, quick: bool) -> Outcome:
 
 
 async def _load(server: Running, clients: int, seconds: float) -> dict[str, Any]:
-    """A closed loop. goodput: tokens per second of that time; p99: of times to first token, in seconds."""
+    """A closed loop. goodput: tokens per second of its time; p99: of times to first token."""
     firsts: list[float] = []
     kinds: Counter[str] = Counter()
     tokens = 0
