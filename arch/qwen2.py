@@ -14,21 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
 
-
-@dataclass(frozen=True)
-class LlmConfig:
-    """What a Qwen2 forward pass needs to know of its checkpoint."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    norm_epsilon: float
-    rotary_base: float
-    max_positions: int
-    dtype: torch.dtype
+from .spec import DecoderSpec
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ class Operators(Protocol):
 
 
 class Qwen2:
-    """The decoder of one rank.
+    """The decoder of one rank. config: that rank's share (`of_rank`).
 
     reduce: applied to each layer's two partial sums (attention output, MLP output) before they
     join the residual: the identity on one rank, an all-reduce on several.
@@ -91,7 +77,7 @@ class Qwen2:
 
     def __init__(
         self,
-        config: LlmConfig,
+        config: DecoderSpec,
         weights: Weights,
         operators: Operators,
         *,
@@ -131,11 +117,11 @@ class Qwen2:
     def add_norm(
         self, residual: Tensor, delta: Tensor | None, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self.operators.add_norm(residual, delta, weight, self.config.norm_epsilon)
+        return self.operators.add_norm(residual, delta, weight, self.config.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 [n, vocab] of hidden states [n, hidden]."""
-        weight, epsilon = self.weights.final_norm, self.config.norm_epsilon
+        weight, epsilon = self.weights.final_norm, self.config.rms_norm_eps
         return self.head(rms_norm(hidden, (hidden.shape[-1],), weight, epsilon))
 
     def head(self, normed: Tensor) -> Tensor:

@@ -66,10 +66,10 @@ class VisionModel(nn.Module):
         self.spec, self.dtype = spec, dtype
         self.pixels = Pixels(tower, scale, dtype)
         self.tower = Tower(tower, dtype, attention or softmax_attention)
-        self.projector = Projector(tower.dims.hidden, hidden, dtype)
-        self.pooling = Pooling(tower.dims.patches_per_side, dtype)
+        self.projector = Projector(tower.hidden, hidden, dtype)
+        self.pooling = Pooling(tower.patches_per_side, dtype)
         self.compress = Compress(spec.compressor)
-        self.newlines = Newlines(spec.newline, spec.compressor.kept, tower.dims.tokens_per_frame)
+        self.newlines = Newlines(spec.newline, spec.compressor.kept, tower.tokens_per_frame)
         if spec.newline != "no_token":
             self.image_newline = weight(hidden, dtype=dtype)
 
@@ -116,7 +116,7 @@ class Pixels(nn.Module):
         self.register_buffer("offset", offset, persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        side, patch = self.spec.dims.patches_per_side, self.spec.dims.patch
+        side, patch = self.spec.patches_per_side, self.spec.patch
         x = frames.float()
         if side * patch < self.spec.image_size:  # 378 of 384
             x = x[:, :, : side * patch, : side * patch]
@@ -131,10 +131,9 @@ class Tower(nn.Module):
 
     def __init__(self, spec: TowerSpec, dtype: torch.dtype, attention: Attention) -> None:
         super().__init__()
-        dims = spec.dims
-        self.patch_embedding = Linear(3 * dims.patch**2, dims.hidden, dtype)
-        self.position_embedding = weight(dims.patches, dims.hidden, dtype=dtype)
-        self.layers = nn.ModuleList(Layer(spec, dtype, attention) for _ in range(dims.layers))
+        self.patch_embedding = Linear(3 * spec.patch**2, spec.hidden, dtype)
+        self.position_embedding = weight(spec.patches, spec.hidden, dtype=dtype)
+        self.layers = nn.ModuleList(Layer(spec, dtype, attention) for _ in range(spec.layers))
 
     def forward(self, patches: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         x = embeddings = self.patch_embedding(patches) + self.position_embedding
@@ -151,12 +150,12 @@ class Layer(nn.Module):
         super().__init__()
         self.heads, self.attention = spec.heads, attention
         self.gelu = "tanh" if spec.tanh_gelu else "none"
-        width = spec.dims.hidden
+        width = spec.hidden
         self.norm1 = LayerNorm(width, spec.layer_norm_eps, dtype)
         self.norm2 = LayerNorm(width, spec.layer_norm_eps, dtype)
         self.q, self.k, self.v, self.out = (Linear(width, width, dtype) for _ in range(4))
-        self.fc1 = Linear(width, spec.dims.intermediate, dtype)
-        self.fc2 = Linear(spec.dims.intermediate, width, dtype)
+        self.fc1 = Linear(width, spec.intermediate, dtype)
+        self.fc2 = Linear(spec.intermediate, width, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)

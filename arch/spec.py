@@ -27,11 +27,10 @@ class PixelScale:
         return factor.float().view(1, 3, 1, 1), offset.float().view(1, 3, 1, 1)
 
 
-@dataclass(frozen=True)
-class TowerSpec:
-    """SigLIP as it runs: dims.layers are the layers used, before any post-LayerNorm."""
+@dataclass(frozen=True, kw_only=True)
+class TowerSpec(VisionDims):
+    """SigLIP as it runs: `layers` are the layers used, before any post-LayerNorm."""
 
-    dims: VisionDims
     heads: int
     image_size: int
     layer_norm_eps: float
@@ -50,16 +49,15 @@ class VisionSpec:
     newline: Newline
 
 
-@dataclass(frozen=True)
-class DecoderSpec:
+@dataclass(frozen=True, kw_only=True)
+class DecoderSpec(LlmDims):
     """Qwen2: dimensions (vocab: the padded rows of the embedding) and what its math needs."""
 
-    dims: LlmDims
     rope_theta: float
     rms_norm_eps: float
     max_positions: int
-    eos_ids: tuple[int, ...]
-    pad_id: int | None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arch.spec import DecoderSpec, TowerSpec
+from ..arch.spec import TowerSpec
 from ..bundle.atomic import atomic_directory
 from ..bundle.safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
 from ..core.dtype import Dtype
@@ -77,9 +78,14 @@ def make_checkpoint(
             f"vocab={dims.llm.vocab} is not allowed; allowed: more than "
             f"{max(_special_ids().values())}, the tokenizer's last id"
         )
-    vision = TowerSpec(dims.vision, heads, _image_size(dims), 1e-6, True)
-    llm = DecoderSpec(dims.llm, 1e6, 1e-6, 32_768, (), None)
-    shapes = {**llm_shapes(llm), **vision_shapes(vision, dims.llm.hidden)}
+    vision = TowerSpec(
+        **asdict(dims.vision),
+        heads=heads,
+        image_size=_image_size(dims),
+        layer_norm_eps=1e-6,
+        tanh_gelu=True,
+    )
+    shapes = {**llm_shapes(dims.llm), **vision_shapes(vision, dims.llm.hidden)}
     if not dims.llm.tied_embeddings:
         shapes["llm.lm_head.weight"] = shapes["llm.embed_tokens.weight"]
     generator = torch.Generator().manual_seed(seed)
@@ -129,7 +135,7 @@ def _write_processors(directory: Path, vision: TowerSpec) -> None:
     )
     processor = {
         "processor_class": "LlavaOnevisionProcessor",
-        "num_image_tokens": vision.dims.patches,
+        "num_image_tokens": vision.patches,
         "vision_feature_select_strategy": "full",
         "image_token": "<image>",
         "video_token": "<video>",

@@ -26,9 +26,8 @@ def allowed_tp(dims: LlmDims) -> list[int]:
 
 def kv_heads_of_rank(dims: LlmDims, rank: int, tp: int) -> range:
     """The key-value heads that a rank holds: its share, or the one head that it has a copy of."""
-    count = max(1, dims.kv_heads // tp)
     first = rank * dims.kv_heads // tp
-    return range(first, first + count)
+    return range(first, first + dims.of_rank(tp).kv_heads)
 
 
 def check_tp(dims: LlmDims, tp: int) -> None:
@@ -47,9 +46,9 @@ def padded_vocab(vocab: int, tp: int) -> int:
 
 def rank_shapes(dims: LlmDims, tp: int) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor in one rank's file, in file order; equal for all ranks."""
-    d, m = dims.hidden, dims.intermediate // tp
-    q = dims.heads // tp * dims.head_dim
-    kv = len(kv_heads_of_rank(dims, 0, tp)) * dims.head_dim
+    own = dims.of_rank(tp)
+    d, m = own.hidden, own.intermediate
+    q, kv = own.heads * own.head_dim, own.kv_heads * own.head_dim
     shapes: dict[str, tuple[int, ...]] = {"transformer.vocab_embedding.weight": (dims.vocab, d)}
     for i in range(dims.layers):
         layer = f"transformer.layers.{i}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,6 @@ from ..compress.newlines import Newline
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
-from ..cost.dims import VisionDims
 from .paths import MANIFEST
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class Tower(_Strict):
 
     @classmethod
     def of(cls, spec: TowerSpec, scale: PixelScale) -> Tower:
-        values = asdict(spec) | asdict(spec.dims) | asdict(scale)
+        values = asdict(spec) | asdict(scale)
         return cls.model_validate({name: values[name] for name in cls.model_fields})
 
 
@@ -75,7 +74,7 @@ class Vision(_Strict):
             image_size=spec.tower.image_size,
             tower=Tower.of(spec.tower, spec.scale),
             newline=spec.newline,
-            tokens_per_frame=spec.tower.dims.tokens_per_frame,
+            tokens_per_frame=spec.tower.tokens_per_frame,
             dtype=dtype,
             max_frames=max_frames,
         )
@@ -96,7 +95,7 @@ class Llm(_Strict):
 
     @classmethod
     def of(cls, spec: DecoderSpec, dtype: Dtype, tp: int) -> Llm:
-        values = asdict(spec) | asdict(spec.dims) | {"dtype": dtype, "tp": tp}
+        values = asdict(spec) | {"dtype": dtype, "tp": tp}
         return cls.model_validate({name: values[name] for name in cls.model_fields})
 
 
@@ -172,13 +171,9 @@ class Manifest(_Strict):
                 f"a bundle of {self.exporter} holds no weights of its vision tower beside the "
                 "graph, which --target cuda needs; export again"
             )
-        dims = VisionDims(
-            tower.layers, tower.hidden, tower.intermediate, tower.patch, tower.patches_per_side
-        )
-        spec = TowerSpec(
-            dims, tower.heads, self.vision.image_size, tower.layer_norm_eps, tower.tanh_gelu
-        )
-        return spec, PixelScale(tower.mean, tower.std, tower.rescale)
+        values = tower.model_dump()
+        scale = PixelScale(**{field.name: values.pop(field.name) for field in fields(PixelScale)})
+        return TowerSpec(**values, image_size=self.vision.image_size), scale
 
     def vision_model(self, attention: Attention | None = None) -> VisionModel:
         """The vision step as a module without its weights; raises what `tower` raises."""

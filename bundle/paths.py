@@ -21,7 +21,7 @@ RUNTIME_CACHE = "vision_ttm.runtime-cache"  # kernels compiled on the GPU; no pa
 LLM_ENGINE = "llm"
 
 
-def rank_weights(rank: int) -> str:
+def rank_file(rank: int) -> str:
     return f"rank{rank}.safetensors"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from ..compress.base import visual_tokens
 from ..compress.newlines import Newline
@@ -42,6 +43,15 @@ class LlmDims:
     head_dim: int
     vocab: int
     tied_embeddings: bool
+
+    def of_rank(self, tp: int) -> Self:
+        """One rank's share: with more ranks than key-value heads, each has a copy of one."""
+        return replace(
+            self,
+            intermediate=self.intermediate // tp,
+            heads=self.heads // tp,
+            kv_heads=max(1, self.kv_heads // tp),
+        )
 
     @property
     def layer_matrix_weights(self) -> int:

@@ -7,8 +7,11 @@ sized like rank 0, which holds the vision plan too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cache
 
+from ..bundle.llm_layout import rank_shapes
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
@@ -106,19 +109,16 @@ class BuildPlan:
         return self.kv_blocks * self.tokens_per_block
 
 
+@cache
 def rank_weights(llm: LlmDims, tp: int, *, split_embedding: bool = False) -> int:
     """Weights on one rank: q, k, v, o, FFN and lm_head are split, norms and embedding are whole.
 
     lm_head is a tensor of its own even where the model ties it to the embedding, as in the
     exported checkpoint. With more ranks than KV heads every rank holds a copy of one head.
     """
-    kv = max(1, llm.kv_heads // tp) * llm.head_dim
-    q = llm.heads // tp * llm.head_dim
-    attention = (q + 2 * kv) * (llm.hidden + 1) + q * llm.hidden
-    layer = attention + 3 * llm.hidden * llm.intermediate // tp + 2 * llm.hidden
-    embedding = llm.vocab * llm.hidden // (tp if split_embedding else 1)
-    lm_head = -(-llm.vocab // tp) * llm.hidden
-    return llm.layers * layer + embedding + lm_head + llm.hidden
+    weights = sum(math.prod(shape) for shape in rank_shapes(llm, tp).values())
+    embedding = llm.vocab * llm.hidden
+    return weights - (embedding - embedding // tp if split_embedding else 0)
 
 
 def state_bytes_per_block(tokens_per_block: int) -> int:
@@ -182,7 +182,7 @@ def _plan(model: Model, target: TargetGpu, block: int, batch: int, fraction: flo
     longest = min(longest_input + NEW_TOKENS, model.max_positions)
     packed = min(CONTEXT_TOKENS, -(-longest_input // block) * block)
     weights = rank_weights(llm, tp) * element
-    kv_token = llm.layers * 2 * max(1, llm.kv_heads // tp) * llm.head_dim * element
+    kv_token = llm.of_rank(tp).kv_bytes_per_token(element)
     activations = _activations(model, packed, batch)
     tables = TABLE_COPIES * batch * _table_bytes(model)
     left = target.memory - weights - model.vision_weights - activations - tables - RESERVE

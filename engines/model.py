@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 from ..bundle.files import open_bundle
+from ..bundle.llm_config import read_llm_config
 from ..bundle.manifest import Manifest
-from ..bundle.paths import LLM, LLM_CONFIG, VISION_FILES
+from ..bundle.paths import LLM, VISION_FILES
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
-from ..cost.dims import PRESETS, LlmDims, ModelDims, VisionDims, preset
+from ..cost.dims import PRESETS, ModelDims, VisionDims, preset
 from .build_plan import Model
 
 PRESET_POSITIONS = 32_768  # max_position_embeddings of all three
@@ -21,23 +22,9 @@ PRESET_POSITIONS = 32_768  # max_position_embeddings of all three
 def model_of_bundle(bundle: Path) -> Model:
     """Raises DyCokeError for what is no bundle, or one whose llm/config.json is not readable."""
     manifest = open_bundle(bundle)
-    path = bundle / LLM / LLM_CONFIG
-    try:
-        config = json.loads(path.read_text())
-        dims = LlmDims(
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            intermediate=config["intermediate_size"],
-            heads=config["num_attention_heads"],
-            kv_heads=config["num_key_value_heads"],
-            head_dim=config["head_size"],
-            vocab=config["vocab_size"],
-            tied_embeddings=config["tie_word_embeddings"],
-        )
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise DyCokeError(f"{path}: not readable ({error!r}); export again") from None
+    llm = read_llm_config(bundle / LLM).llm
     return Model(
-        dims=ModelDims(bundle.name, dims, _vision_dims(manifest), manifest.vision.newline),
+        dims=ModelDims(bundle.name, llm, _vision_dims(manifest), manifest.vision.newline),
         vision_weights=sum(manifest.parts[n].size for n in VISION_FILES if n in manifest.parts),
         max_frames=manifest.vision.max_frames,
         max_positions=manifest.llm.max_positions,
@@ -51,7 +38,7 @@ def _vision_dims(manifest: Manifest) -> VisionDims:
     """The tower's; where a bundle of 0.1.0 does not say them, so400m's widths on its patches."""
     if manifest.vision.tower is None:
         return VisionDims(patches_per_side=2 * math.isqrt(manifest.vision.tokens_per_frame))
-    return manifest.tower()[0].dims
+    return manifest.tower()[0]
 
 
 def model_of_preset(name: str, *, tp: int, max_frames: int, config: DyCokeConfig) -> Model:
@@ -75,4 +62,5 @@ def model_of_preset(name: str, *, tp: int, max_frames: int, config: DyCokeConfig
 
 def dims_of(model: Model) -> ModelDims | None:
     """The published checkpoint with these dimensions, for floors; None where there is none."""
-    return next((dims for dims in PRESETS.values() if dims.llm == model.llm), None)
+    said = asdict(model.llm).items()
+    return next((dims for dims in PRESETS.values() if asdict(dims.llm).items() <= said), None)

@@ -53,7 +53,7 @@ def export_bundle(
         raise DyCokeError(
             f"{model_dir}: names no eos_token_id; add it to its generation_config.json"
         )
-    config.check_layers(checkpoint.llm.dims.layers)
+    config.check_layers(checkpoint.llm.layers)
     is_bundle = (target / MANIFEST).is_file()
     if is_bundle and not replace:
         raise DyCokeError(
@@ -79,7 +79,7 @@ def export_bundle(
             vision=Vision.of(vision.spec, kind, max_frames),
             llm=llm,
             template=template,
-            visual_token_base=checkpoint.llm.dims.vocab,
+            visual_token_base=checkpoint.llm.vocab,
             end_ids=list(checkpoint.llm.eos_ids),
             pad_id=pad_id,
             parts=describe_parts(work, hashes),
@@ -91,5 +91,5 @@ def export_bundle(
 def _text(checkpoint: Checkpoint, work: Path) -> Template:
     """Copies the tokenizer; the checkpoint's chat template, cut where video and question go."""
     copy_tokenizer(checkpoint.directory, work / TOKENIZER)
-    encoder = open_tokenizer(work / TOKENIZER, checkpoint.llm.dims.vocab)
+    encoder = open_tokenizer(work / TOKENIZER, checkpoint.llm.vocab)
     return render_template(read_chat_template(checkpoint.directory, checkpoint.kind), encoder)

@@ -199,12 +199,12 @@ def _check(directory: Path, config: ModelConfig, places: dict[str, _Place]) -> d
     expected = llm_shapes(config.llm)
     head, embedding = "llm.lm_head.weight", "llm.embed_tokens.weight"
     if config.vision is not None:
-        expected |= vision_shapes(config.vision, config.llm.dims.hidden)
+        expected |= vision_shapes(config.vision, config.llm.hidden)
         if config.newline == "no_token":  # some hold one that nothing reads
             expected.pop("image_newline")
             places.pop("image_newline", None)
     expected[head] = expected[embedding]
-    if head not in places and config.llm.dims.tied_embeddings and embedding in places:
+    if head not in places and config.llm.tied_embeddings and embedding in places:
         places[head] = places[embedding]
     for name, shape in expected.items():
         if name not in places:
@@ -224,7 +224,7 @@ def _check(directory: Path, config: ModelConfig, places: dict[str, _Place]) -> d
                 f"{file.path}: tensor {source} has shape {list(entry.shape)}, config.json asks for "
                 f"{list(shape)}; one of them is of another model"
             )
-    depth = config.vision.dims.layers if config.vision else 0
+    depth = config.vision.layers if config.vision else 0
     for name, (file, source) in places.items():
         beyond = name.startswith("vision.") and layer_index(name) >= depth
         if name not in expected and not beyond:

@@ -9,14 +9,13 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..arch.spec import DecoderSpec
+from ..bundle.llm_config import llm_config_json
 from ..bundle.llm_layout import check_tp, kv_heads_of_rank, padded_vocab, rank_shapes
-from ..bundle.paths import LLM_CONFIG, rank_weights
+from ..bundle.paths import LLM_CONFIG, rank_file
 from ..bundle.safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
 from ..bundle.writing import writing
 from ..core.config import DyCokeConfig
@@ -43,63 +42,21 @@ def export_llm(
     Raises DyCokeError for an impossible tp (naming the allowed ones), a layer L that leaves nothing
     to prune, and weights that fp16 cannot hold.
     """
-    dims = checkpoint.llm.dims
+    dims = checkpoint.llm
     check_tp(dims, tp)
     config.check_layers(dims.layers)
     with writing(directory):
         directory.mkdir()
-        text = json.dumps(trtllm_config(checkpoint.llm, config, dtype, tp), indent=2)
+        text = json.dumps(llm_config_json(checkpoint.llm, config, dtype, tp), indent=2)
         (directory / LLM_CONFIG).write_text(text + "\n", encoding="utf-8")
     return {
         name: write_safetensors(directory / name, _rank_plans(checkpoint, rank, tp, dtype.torch))
-        for rank, name in enumerate(map(rank_weights, range(tp)))
-    }
-
-
-def trtllm_config(llm: DecoderSpec, config: DyCokeConfig, dtype: Dtype, tp: int) -> dict[str, Any]:
-    """TensorRT-LLM's fields, and ours: `dycoke`, `visual_token_base`, `eos_ids`, `pad_id`.
-
-    vocab_size is the number of embedding rows; ids from there on are visual tokens. lm_head is
-    padded to a multiple of tp beyond it: logits of those rows mean nothing.
-    """
-    dims = llm.dims
-    return {
-        "architecture": "Qwen2ForCausalLM",
-        "dtype": dtype,
-        "logits_dtype": Dtype.FP32,
-        "num_hidden_layers": dims.layers,
-        "num_attention_heads": dims.heads,
-        "num_key_value_heads": dims.kv_heads,
-        "head_size": dims.head_dim,
-        "hidden_size": dims.hidden,
-        "intermediate_size": dims.intermediate,
-        "vocab_size": dims.vocab,
-        "norm_epsilon": llm.rms_norm_eps,
-        "hidden_act": "silu",
-        "position_embedding_type": "rope_gpt_neox",
-        "max_position_embeddings": llm.max_positions,
-        "rotary_base": llm.rope_theta,
-        "rotary_scaling": None,
-        "attn_bias": True,
-        "mlp_bias": False,
-        "qwen_type": "qwen2",
-        "tie_word_embeddings": dims.tied_embeddings,
-        "seq_length": llm.max_positions,
-        "use_parallel_embedding": False,
-        "embedding_sharding_dim": 0,
-        "disable_weight_only_quant_plugin": False,
-        "use_logn_attn": False,
-        "mapping": {"world_size": tp, "tp_size": tp, "pp_size": 1},
-        "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
-        "dycoke": config.to_dict(),
-        "visual_token_base": dims.vocab,
-        "eos_ids": list(llm.eos_ids),
-        "pad_id": llm.pad_id,
+        for rank, name in enumerate(map(rank_file, range(tp)))
     }
 
 
 def _rank_plans(checkpoint: Checkpoint, rank: int, tp: int, dtype: torch.dtype) -> list[TensorPlan]:
-    shapes = rank_shapes(checkpoint.llm.dims, tp)
+    shapes = rank_shapes(checkpoint.llm, tp)
     return [
         TensorPlan(name, shape, dtype, partial(_pieces, checkpoint, name, rank, tp, dtype))
         for name, shape in shapes.items()
@@ -121,7 +78,7 @@ def _pieces(
 
 
 def _source_pieces(checkpoint: Checkpoint, name: str, rank: int, tp: int) -> Iterator[Tensor]:
-    dims = checkpoint.llm.dims
+    dims = checkpoint.llm
     if name == "lm_head.weight":
         rows = padded_vocab(dims.vocab, tp) // tp
         start, stop = rank * rows, (rank + 1) * rows

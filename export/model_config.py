@@ -15,7 +15,6 @@ from ..arch.registry import family_of, is_llava_next
 from ..arch.spec import DecoderSpec, ModelSpec, TowerSpec
 from ..compress.newlines import Newline
 from ..core.errors import DyCokeError
-from ..cost.dims import LlmDims, VisionDims
 from .config_reader import ConfigReader
 from .rope import rope_theta
 
@@ -160,16 +159,14 @@ class _Reader(ConfigReader):
                 raise self.refusal(f"eos_token_id={eos!r}", f"token ids from 0 to {vocab - 1}")
         pad = _first(generation.get("pad_token_id"), ids.get("pad_token_id"))
         return DecoderSpec(
-            dims=LlmDims(
-                layers=layers,
-                hidden=hidden,
-                intermediate=self.count(text, "intermediate_size", _QWEN2),
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-                vocab=vocab,
-                tied_embeddings=tied,
-            ),
+            layers=layers,
+            hidden=hidden,
+            intermediate=self.count(text, "intermediate_size", _QWEN2),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            vocab=vocab,
+            tied_embeddings=tied,
             rope_theta=self.rope_theta(text),
             rms_norm_eps=self.number(text, "rms_norm_eps", _QWEN2),
             max_positions=self.count(text, "max_position_embeddings", _QWEN2),
@@ -203,13 +200,11 @@ class _Reader(ConfigReader):
                 "hidden a multiple of the heads, an image of at least one patch",
             )
         return TowerSpec(
-            dims=VisionDims(
-                layers=used,
-                hidden=hidden,
-                intermediate=self.count(vision, "intermediate_size", defaults),
-                patch=patch,
-                patches_per_side=size // patch,
-            ),
+            layers=used,
+            hidden=hidden,
+            intermediate=self.count(vision, "intermediate_size", defaults),
+            patch=patch,
+            patches_per_side=size // patch,
             heads=heads,
             image_size=size,
             layer_norm_eps=self.number(vision, "layer_norm_eps", _SIGLIP),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 
-from ..arch.spec import DecoderSpec, TowerSpec
+from ..cost.dims import LlmDims, VisionDims
 
 _RULES = [
     (re.compile(pattern), canonical)
@@ -57,9 +57,8 @@ def layer_index(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def llm_shapes(config: DecoderSpec) -> dict[str, tuple[int, ...]]:
+def llm_shapes(dims: LlmDims) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of Qwen2; without lm_head, which tied checkpoints leave out."""
-    dims = config.dims
     d, m, q, kv = dims.hidden, dims.intermediate, dims.heads, dims.kv_heads
     shapes: dict[str, tuple[int, ...]] = {"llm.embed_tokens.weight": (dims.vocab, d)}
     for i in range(dims.layers):
@@ -77,9 +76,8 @@ def llm_shapes(config: DecoderSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def vision_shapes(config: TowerSpec, llm_hidden: int) -> dict[str, tuple[int, ...]]:
+def vision_shapes(dims: VisionDims, llm_hidden: int) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of the tower's used layers, the projector and the newline."""
-    dims = config.dims
     d, m = dims.hidden, dims.intermediate
     shapes: dict[str, tuple[int, ...]] = {
         "vision.embeddings.patch_embedding.weight": (d, 3, dims.patch, dims.patch),

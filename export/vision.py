@@ -56,16 +56,14 @@ def export_vision(
     tower = checkpoint.vision
     if tower is None:
         raise DyCokeError(f"{checkpoint.directory}: a bare LLM has no vision tower to export")
-    tokens = tower.dims.tokens_per_frame
+    tokens = tower.tokens_per_frame
     compressor = compressor_of(config, tokens)
     # LLaVA-NeXT's code has SigLIP's scale built in, whatever files lie there.
     scale = PixelScale()
     if checkpoint.kind == "hf":
-        scale = read_pixel_scale(checkpoint.directory, tower.image_size, tower.dims.patches)
+        scale = read_pixel_scale(checkpoint.directory, tower.image_size, tower.patches)
     newline_count(checkpoint.config.newline, 4, tokens)  # refuses a layout that does not fit
-    spec = VisionSpec(
-        tower, checkpoint.llm.dims.hidden, scale, compressor, checkpoint.config.newline
-    )
+    spec = VisionSpec(tower, checkpoint.llm.hidden, scale, compressor, checkpoint.config.newline)
     kind = dtype.torch
     weights = path.with_name(VISION_WEIGHTS)
     try:
@@ -77,7 +75,7 @@ def export_vision(
             "dtype": dtype.short,
             "tokens_per_frame": str(tokens),
             "kept": json.dumps(compressor.kept),
-            "layer_outputs": json.dumps(stage_names(tower.dims.layers)),
+            "layer_outputs": json.dumps(stage_names(tower.layers)),
         }
         graph = finish_graph(
             trace_graph(spec, kind), SafetensorsFile(weights), props, kept_rows=kept_rows

@@ -95,7 +95,7 @@ def _trace(spec: VisionSpec, dtype: torch.dtype) -> bytes:
             captured,
             dynamo=True,
             input_names=[INPUT],
-            output_names=[OUTPUT, ROWS, *stage_names(tower.dims.layers)],
+            output_names=[OUTPUT, ROWS, *stage_names(tower.layers)],
             opset_version=OPSET,
             verbose=False,
         )

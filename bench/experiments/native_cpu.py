@@ -18,13 +18,15 @@ import argparse
 import json
 import os
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from ...arch.qwen2 import LayerWeights, LlmConfig, Weights
+from ...arch.qwen2 import LayerWeights, Weights
+from ...arch.spec import DecoderSpec
 from ...core.config import DyCokeConfig
 from ...cost.dims import preset
 from ...runtime.blocks import blocks_for
@@ -36,7 +38,7 @@ from ..machine import machine
 TEXT, NEW, BLOCK = 64, 64, 16
 
 
-def build(layers: int) -> tuple[Any, LlmConfig, Weights]:
+def build(layers: int) -> tuple[Any, DecoderSpec, Weights]:
     """A transformers model with random weights, and the native weights that share its memory."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -67,10 +69,12 @@ def build(layers: int) -> tuple[Any, LlmConfig, Weights]:
             )
         )
     embedding = model.model.embed_tokens.weight
-    llm = LlmConfig(
-        layers, dims.hidden, dims.heads, dims.kv_heads, dims.head_dim, dims.vocab, 1e-6, 1e6,
-        32_768, torch.float32,
-    )  # fmt: skip
+    llm = DecoderSpec(
+        **asdict(replace(dims, layers=layers)),
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        max_positions=32_768,
+    )
     return model, llm, Weights(embedding, tuple(native), model.model.norm.weight, embedding)
 
 
@@ -97,7 +101,7 @@ def run_transformers(model: Any, embeds: torch.Tensor, batch: int) -> tuple[floa
 
 
 def run_native(
-    llm: LlmConfig, weights: Weights, config: DyCokeConfig, embeds: torch.Tensor, batch: int
+    llm: DecoderSpec, weights: Weights, config: DyCokeConfig, embeds: torch.Tensor, batch: int
 ) -> tuple[float, float, int]:
     """(prefill seconds, decode tokens per second, blocks taken from the pool)."""
     tokens = len(embeds) + NEW

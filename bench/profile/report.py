@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,12 +12,13 @@ from typing import Any
 
 from ...bundle.files import open_bundle
 from ...bundle.manifest import Manifest
-from ...bundle.paths import LLM, LLM_CONFIG, engine_directory
+from ...bundle.paths import engine_directory
 from ...bundle.record import read_record
 from ...core.errors import DyCokeError
-from ...cost.dims import PRESETS, LlmDims, ModelDims, VisionDims
 from ...cost.floors import Workload, floors
 from ...cost.gpus import Gpu
+from ...engines.build_plan import Model
+from ...engines.model import dims_of, model_of_bundle
 from ...runtime.stages import DECODE_STEP, PREFILL, VISION
 from ..machine import machine
 from .nsys import Nsys, NsysError
@@ -73,7 +73,10 @@ def profile(
     answers = json.loads(Path(plan.answers).read_text())
     Path(plan.answers).unlink()
     (folder / _PLAN).unlink()
-    bounds = stage_floors(plan, manifest, gpu, answers[-1], _block_size(plan)) if gpu else None
+    bounds = None
+    if gpu is not None:
+        model = model_of_bundle(Path(plan.bundle))
+        bounds = stage_floors(plan, manifest, model, gpu, answers[-1], _block_size(plan))
     summary = {
         **summarise(trace, bounds),
         "answers": answers,
@@ -152,30 +155,18 @@ def _block_size(plan: Plan) -> int:
 
 
 def stage_floors(
-    plan: Plan, manifest: Manifest, gpu: Gpu, answer: dict[str, Any], tokens_per_block: int
+    plan: Plan,
+    manifest: Manifest,
+    model: Model,
+    gpu: Gpu,
+    answer: dict[str, Any],
+    tokens_per_block: int,
 ) -> dict[str, float]:
     """Least seconds by stage, as `dycoke floors` counts them for this prompt and answer.
 
     The vision floor needs the tower's dimensions, which are known of published checkpoints only.
     """
-    llm = manifest.llm
-    model = next(
-        (
-            dims for dims in PRESETS.values()
-            if (dims.llm.layers, dims.llm.hidden, dims.llm.heads, dims.llm.vocab)
-            == (llm.layers, llm.hidden, llm.heads, llm.vocab)
-        ),
-        None,
-    )  # fmt: skip
-    known = model is not None
-    if model is None:
-        layout = json.loads((Path(plan.bundle) / LLM / LLM_CONFIG).read_text())
-        dims = LlmDims(
-            llm.layers, llm.hidden, layout["intermediate_size"], llm.heads, llm.kv_heads,
-            llm.head_dim, llm.vocab, False,
-        )  # fmt: skip
-        side = 2 * math.isqrt(manifest.vision.tokens_per_frame)
-        model = ModelDims("bundle", dims, VisionDims(patches_per_side=side))
+    known = dims_of(model)
     text = answer["prompt_tokens"] - manifest.visual_tokens(plan.frames)
     workload = Workload(
         frames=plan.frames,
@@ -184,9 +175,9 @@ def stage_floors(
         span_start=min(manifest.template.span_start, text),
         tokens_per_block=tokens_per_block,
     )
-    found = floors(model, gpu, manifest.config, workload)
+    found = floors(known or model.dims, gpu, manifest.config, workload)
     by_name = {floor.stage: floor.seconds for floor in found.stages}
     known_floors = {PREFILL.name: by_name["prefill"], DECODE_STEP.name: by_name["decode step"]}
-    if known:
+    if known is not None:
         known_floors[VISION.name] = by_name["vision"] + by_name["ttm"]
     return known_floors

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...arch.qwen2 import LlmConfig
+from ...arch.spec import DecoderSpec
 from ...core.pool import KEY, VALUE, PoolLayout
 from ..stages import ATTENTION, SCORE, SELECT
 from .pruning import Pruner
@@ -19,7 +19,7 @@ class CpuCache:
 
     def __init__(
         self,
-        config: LlmConfig,
+        config: DecoderSpec,
         num_blocks: int,
         tokens_per_block: int,
         dtype: torch.dtype,
@@ -31,7 +31,7 @@ class CpuCache:
         )
         self.pool = torch.zeros(self.layout.shape, dtype=dtype, device=device)
         half = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
-        self._frequencies = config.rotary_base**-half
+        self._frequencies = config.rope_theta**-half
 
     def chunk(self, table: Tensor, past: int, count: int) -> PromptChunk:
         return PromptChunk(self, table[0].long(), past, count)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...arch.qwen2 import LlmConfig
+from ...arch.spec import DecoderSpec
 from ...core.config import DyCokeConfig
 from ...core.errors import DyCokeError
 from ...core.pool import KEY, VALUE, PoolLayout, gather
@@ -45,7 +45,7 @@ class CudaCache:
 
     def __init__(
         self,
-        config: LlmConfig,
+        config: DecoderSpec,
         num_blocks: int,
         tokens_per_block: int,
         dtype: torch.dtype,
@@ -62,7 +62,7 @@ class CudaCache:
         )
         self.pool = torch.zeros(self.layout.shape, dtype=dtype, device=device)
         self._cos_sin = rotary_table(
-            config.max_positions, config.head_dim, config.rotary_base, device
+            config.max_positions, config.head_dim, config.rope_theta, device
         )
 
     def chunk(self, table: Tensor, past: int, count: int) -> PromptChunk:

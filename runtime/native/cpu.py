@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...arch.operators import TorchOperators
-from ...arch.qwen2 import LlmConfig, Qwen2, Weights
+from ...arch.qwen2 import Qwen2, Weights
+from ...arch.spec import DecoderSpec
 from ...core.config import DyCokeConfig
 from ...core.pool import encode_table
 from ...core.state import ReselectionState
@@ -59,7 +60,7 @@ class BatchDecoder:
 
 
 def cpu_runner(
-    llm: LlmConfig,
+    llm: DecoderSpec,
     weights: Weights,
     num_blocks: int,
     tokens_per_block: int,

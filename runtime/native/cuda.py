@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ...arch.qwen2 import LlmConfig, Qwen2, Weights
+from ...arch.qwen2 import Qwen2, Weights
+from ...arch.spec import DecoderSpec
 from ...core.config import DyCokeConfig
 from ...kernels.operators import KernelOperators
 from ..attention.cuda import CudaCache
@@ -11,7 +12,7 @@ from .graphs import GraphDecoder
 
 
 def cuda_runner(
-    llm: LlmConfig,
+    llm: DecoderSpec,
     weights: Weights,
     num_blocks: int,
     tokens_per_block: int,

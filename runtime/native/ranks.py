@@ -13,7 +13,7 @@ from ...bundle.llm_reader import read_llm
 from ...core.config import DyCokeConfig
 from ..runner import ModelRunner
 from .cpu import cpu_runner
-from .weights import collect, llm_config
+from .weights import collect
 
 TIMEOUT = 600  # seconds that a rank waits for the others; one that failed never comes
 
@@ -32,8 +32,8 @@ def load_ranks(
     complete. dtype: what to compute in; default the checkpoint's. Raises what `read_llm` raises.
     """
     checkpoint = read_llm(directory)
-    config, tp = llm_config(checkpoint), checkpoint.tp
-    kind = dtype or config.dtype
+    tp, kind = checkpoint.tp, dtype or checkpoint.dtype.torch
+    config = checkpoint.llm.of_rank(tp)
     heads = [checkpoint.tensor("lm_head.weight", rank) for rank in range(tp)]
     head = torch.cat(heads)[: config.vocab].to(kind)  # the last rank's is padded
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...arch.qwen2 import LayerWeights, LlmConfig, Weights
-from ...bundle.llm_reader import LlmCheckpoint, read_llm
+from ...arch.qwen2 import LayerWeights, Weights
+from ...arch.spec import DecoderSpec
+from ...bundle.llm_reader import read_llm
 from ...core.errors import DyCokeError
 
 
 def load_weights(
     directory: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> tuple[LlmConfig, Weights]:
+) -> tuple[DecoderSpec, Weights]:
     """Reads a TensorRT-LLM checkpoint of one rank.
 
     dtype: what to compute in; default the checkpoint's. Raises DyCokeError for what `read_llm`
@@ -27,29 +28,11 @@ def load_weights(
             f"{directory}: a checkpoint of {checkpoint.tp} ranks; the native backend needs 1: "
             "export with --tp 1"
         )
-    config = llm_config(checkpoint)
-    kind = dtype or config.dtype
-    return config, collect(config, lambda name: checkpoint.tensor(name).to(device, kind))
+    llm, kind = checkpoint.llm, dtype or checkpoint.dtype.torch
+    return llm, collect(llm, lambda name: checkpoint.tensor(name).to(device, kind))
 
 
-def llm_config(checkpoint: LlmCheckpoint) -> LlmConfig:
-    """The dimensions of one rank of `checkpoint`."""
-    llm, tp = checkpoint.llm, checkpoint.tp
-    return LlmConfig(
-        layers=llm.dims.layers,
-        hidden=llm.dims.hidden,
-        heads=llm.dims.heads // tp,
-        kv_heads=max(1, llm.dims.kv_heads // tp),
-        head_dim=llm.dims.head_dim,
-        vocab=llm.dims.vocab,
-        norm_epsilon=llm.rms_norm_eps,
-        rotary_base=llm.rope_theta,
-        max_positions=llm.max_positions,
-        dtype=checkpoint.dtype.torch,
-    )
-
-
-def collect(config: LlmConfig, get: Callable[[str], Tensor]) -> Weights:
+def collect(llm: DecoderSpec, get: Callable[[str], Tensor]) -> Weights:
     """Arranges tensors by TensorRT-LLM name (`get(name) -> Tensor`) into `Weights`."""
 
     def layer(i: int) -> LayerWeights:
@@ -67,7 +50,7 @@ def collect(config: LlmConfig, get: Callable[[str], Tensor]) -> Weights:
 
     return Weights(
         embedding=get("transformer.vocab_embedding.weight"),
-        layers=tuple(layer(i) for i in range(config.layers)),
+        layers=tuple(layer(i) for i in range(llm.layers)),
         final_norm=get("transformer.ln_f.weight"),
         lm_head=get("lm_head.weight"),
     )

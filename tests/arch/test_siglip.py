@@ -13,9 +13,10 @@ from dycoke_trt.arch.siglip import (
 from dycoke_trt.arch.spec import PixelScale, TowerSpec, VisionSpec
 from dycoke_trt.compress.keep_all import KeepAll
 from dycoke_trt.compress.ttm import Ttm
-from dycoke_trt.cost.dims import VisionDims
 
-TOWER = TowerSpec(VisionDims(2, 32, 48, 8, 5), 2, 41, 1e-6, True)  # 1 pixel is no whole patch
+TOWER = TowerSpec(  # 1 pixel is no whole patch
+    2, 32, 48, 8, 5, heads=2, image_size=41, layer_norm_eps=1e-6, tanh_gelu=True
+)
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 7, 27])

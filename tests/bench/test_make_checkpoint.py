@@ -1,5 +1,5 @@
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ def test_shards_open_as_a_checkpoint(tmp_path: Path, tied: bool) -> None:
     total = make_checkpoint(directory, dims, heads=2, shard_bytes=20_000)
     assert len(list(directory.glob("*.safetensors"))) > 2
     found = open_checkpoint(directory)
-    assert found.llm.dims == dims.llm
+    assert asdict(dims.llm).items() <= asdict(found.llm).items()
     assert found.vision is not None
-    assert found.vision.dims == dims.vision
+    assert asdict(dims.vision).items() <= asdict(found.vision).items()
     assert found.dtype == torch.bfloat16
     assert total == 2 * (dims.llm.weights + dims.vision_weights + dims.llm.hidden)
     assert all(bool(found.tensor(name).isfinite().all()) for name in found.names())

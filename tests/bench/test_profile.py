@@ -7,6 +7,7 @@ import re
 import shutil
 import sqlite3
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -339,22 +340,17 @@ def test_the_importer_that_debian_hides_is_found() -> None:
 
 
 def test_floors_are_those_of_dycoke_floors() -> None:
-    """A 0.5B's manifest, and what the command prints for the same prompt, answer and blocks."""
+    """A 0.5B's dimensions, and what the command prints for the same prompt, answer and blocks."""
     from dycoke_trt.bench.profile.report import stage_floors
     from dycoke_trt.bundle.manifest import read_manifest
     from dycoke_trt.cost.dims import preset
     from dycoke_trt.cost.gpus import gpu
+    from dycoke_trt.engines.model import model_of_bundle
 
     manifest = read_manifest(demo_bundle(CONFIG))
-    model = preset("llava-ov-0.5b")
+    model = replace(model_of_bundle(demo_bundle(CONFIG)), dims=preset("llava-ov-0.5b"))
     large = manifest.model_copy(
         update={
-            "llm": manifest.llm.model_copy(
-                update={
-                    name: getattr(model.llm, name)
-                    for name in ("layers", "hidden", "heads", "vocab")
-                }
-            ),
             "vision": manifest.vision.model_copy(update={"tokens_per_frame": 196}),
             "template": manifest.template.model_copy(update={"span_start": 14}),
         }
@@ -362,7 +358,7 @@ def test_floors_are_those_of_dycoke_floors() -> None:
     plan = Plan(str(demo_bundle(CONFIG)), "", "", "", frames=16)
     text, tokens = 30, 20
     answer = {"prompt_tokens": large.visual_tokens(16) + text, "tokens": tokens}
-    mine = stage_floors(plan, large, gpu("h200"), answer, 8)
+    mine = stage_floors(plan, large, model, gpu("h200"), answer, 8)
     done = dycoke(
         "floors", "--model", "llava-ov-0.5b", "--gpu", "h200", "--frames", "16", "--json",
         "--k", str(CONFIG.k), "--l", str(CONFIG.l), "--p", str(CONFIG.p), "--text", str(text),

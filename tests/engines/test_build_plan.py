@@ -28,7 +28,16 @@ def test_weights_of_a_rank_are_those_of_its_file(name: str, tp: int) -> None:
     from math import prod
 
     dims = model(name).llm
-    assert rank_weights(dims, tp) == sum(prod(s) for s in rank_shapes(dims, tp).values())
+    shapes = rank_shapes(dims, tp)
+    per_rank = rank_weights(dims, tp)
+    assert per_rank == sum(prod(shape) for shape in shapes.values())
+    # From all weights, each once: what is whole on every rank, copied heads, the head and its pad.
+    embedding, kv_row = dims.vocab * dims.hidden, dims.head_dim * (dims.hidden + 1)
+    whole = embedding + (2 * dims.layers + 1) * dims.hidden
+    copies = dims.layers * 2 * kv_row * max(0, tp - dims.kv_heads)
+    head = embedding if dims.tied_embeddings else 0
+    padding = -dims.vocab % tp * dims.hidden
+    assert tp * per_rank == dims.weights + head + (tp - 1) * whole + copies + padding
 
 
 def test_72b_on_two_h200() -> None:

@@ -50,8 +50,8 @@ def test_configuration(checkpoint: Checkpoint) -> None:
     assert checkpoint.llm.pad_id == 7
     assert checkpoint.llm.max_positions == 512
     assert checkpoint.vision is not None
-    assert checkpoint.vision.dims.layers == 3
-    assert checkpoint.vision.dims.tokens_per_frame == 16
+    assert checkpoint.vision.layers == 3
+    assert checkpoint.vision.tokens_per_frame == 16
     assert checkpoint.dtype == torch.float32
 
 
@@ -64,7 +64,7 @@ def test_tied_embeddings_serve_as_head(rewrite: Any, checkpoint: Checkpoint) -> 
     del tensors["language_model.lm_head.weight"]
     save_file(tensors, directory / "model.safetensors")
     tied = open_checkpoint(directory)
-    assert tied.llm.dims.tied_embeddings
+    assert tied.llm.tied_embeddings
     assert torch.equal(
         tied.tensor("llm.lm_head.weight"), checkpoint.tensor("llm.embed_tokens.weight")
     )
@@ -77,7 +77,7 @@ def test_an_earlier_feature_layer_uses_fewer_layers(rewrite: Any) -> None:
     edit(directory, lambda c: c.update(vision_feature_layer=-2))
     found = open_checkpoint(directory)
     assert found.vision is not None
-    assert found.vision.dims.layers == 2
+    assert found.vision.layers == 2
     assert not any("vision.encoder.layers.2." in name for name in found.names())
 
 

@@ -285,7 +285,7 @@ def test_ropes_that_are_refused(rope: dict[str, Any], message: str) -> None:
 def test_keys_of_kin(key: str, value: Any, taken: bool) -> None:
     """What other implementations of Qwen2 or its relatives know."""
     if taken:
-        assert read("text_config", **{key: value}).llm.dims.layers == 4
+        assert read("text_config", **{key: value}).llm.layers == 4
     else:
         with pytest.raises(DyCokeError, match=r"^config.json: .*(" + key + "|linear_attention)"):
             read("text_config", **{key: value})
@@ -311,12 +311,12 @@ def test_defaults_are_those_of_transformers(vision: Any, text: Any) -> None:
     values = {"model_type": "llava_onevision", "vision_config": vision, "text_config": text}
     ours = parse_config(values, {}, None, "config.json")
     assert ours.vision is not None
-    tower, dims = theirs.vision_config, ours.vision.dims
+    tower, dims = theirs.vision_config, ours.vision
     assert (dims.layers, dims.hidden, dims.intermediate, dims.patch, ours.vision.image_size) == (
         tower.num_hidden_layers, tower.hidden_size, tower.intermediate_size, tower.patch_size,
         tower.image_size,
     )  # fmt: skip
-    model, llm = theirs.text_config, ours.llm.dims
+    model, llm = theirs.text_config, ours.llm
     assert (llm.layers, llm.hidden, llm.heads, llm.kv_heads, llm.vocab, llm.intermediate) == (
         model.num_hidden_layers, model.hidden_size, model.num_attention_heads,
         model.num_key_value_heads, model.vocab_size, model.intermediate_size,

@@ -89,7 +89,7 @@ def test_shards_join_to_the_whole(export: Any, tp: int) -> None:
 
 def logits(found: LlmCheckpoint, ids: torch.Tensor) -> torch.Tensor:
     """fp32 [T, vocab] of a plain Qwen2 forward pass, the ranks side by side and summed."""
-    dims, ranks, length = found.llm.dims, range(found.tp), len(ids)
+    dims, ranks, length = found.llm, range(found.tp), len(ids)
     heads, kv, d = dims.heads // found.tp, max(1, dims.kv_heads // found.tp), dims.head_dim
     angles = torch.arange(length)[:, None] / found.llm.rope_theta ** (torch.arange(0, d, 2) / d)
     cos, sin = (torch.cat([f(angles)] * 2, dim=-1) for f in (torch.cos, torch.sin))

@@ -15,7 +15,6 @@ from dycoke_trt.bundle.safetensors_file import SafetensorsFile
 from dycoke_trt.compress.ttm import Ttm
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.dtype import Dtype
-from dycoke_trt.cost.dims import VisionDims
 from dycoke_trt.export.checkpoint import Checkpoint
 from dycoke_trt.export.tensorrt_operators import TENSORRT_OPERATORS
 from dycoke_trt.export.vision import export_vision
@@ -79,7 +78,10 @@ def test_only_operators_that_tensorrt_lists(
 def test_the_graph_of_the_real_size_is_well_formed(tmp_path: Path, run_onnx: Any) -> None:
     """384 x 384, 27 x 27 patches, 196 tokens, K = 0.7: M as in the paper's setting."""
 
-    tower = TowerSpec(VisionDims(layers=1, hidden=16, intermediate=24), 2, 384, 1e-6, True)
+    tower = TowerSpec(
+        layers=1, hidden=16, intermediate=24, heads=2, image_size=384, layer_norm_eps=1e-6,
+        tanh_gelu=True,
+    )  # fmt: skip
     spec = VisionSpec(tower, 8, PixelScale(), Ttm(196, 0.7), "one_token")
     model = VisionModel(spec, torch.float32)
     random = {

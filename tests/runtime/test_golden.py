@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from dycoke_trt.arch.qwen2 import LlmConfig, Weights
+from dycoke_trt.arch.qwen2 import Weights
+from dycoke_trt.arch.spec import DecoderSpec
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.dtype import Dtype
@@ -26,7 +27,7 @@ FULL = sorted(p.name for p in GOLDEN.glob("*decode_*_full.safetensors"))
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[LlmConfig, Weights]]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[DecoderSpec, Weights]]:
     """Model A, B, C: as a Qwen2 directory, exported, and read back."""
     loaded = {}
     for name in "ABC":
@@ -40,7 +41,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[LlmCon
 
 
 def run(
-    model: tuple[LlmConfig, Weights], name: str, config: DyCokeConfig, chunk: int
+    model: tuple[DecoderSpec, Weights], name: str, config: DyCokeConfig, chunk: int
 ) -> tuple[list[int], list[StepTrace], torch.Tensor]:
     """Tokens, traced steps and decode logits [24, vocab] of a recorded prompt."""
     llm, weights = model

@@ -33,8 +33,8 @@ def generate(runner: ModelRunner, prompt: list[int], visual: torch.Tensor) -> li
 def test_two_and_four_ranks_give_the_tokens_of_one(tmp_path: Path, seed: int) -> None:
     checkpoint = open_checkpoint(MODEL_DIR)
     torch.manual_seed(seed)
-    vocab = checkpoint.llm.dims.vocab
-    visual = torch.randn(PROMPT - 10, checkpoint.llm.dims.hidden) * 0.3
+    vocab = checkpoint.llm.vocab
+    visual = torch.randn(PROMPT - 10, checkpoint.llm.hidden) * 0.3
     text = torch.randint(300, (10,)).tolist()
     prompt = text[:5] + list(range(vocab, vocab + len(visual))) + text[5:]
     answers = []

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import torch
-from dycoke_trt.arch.qwen2 import LlmConfig, Weights
+from dycoke_trt.arch.qwen2 import Weights
+from dycoke_trt.arch.spec import DecoderSpec
 from dycoke_trt.runtime.native.weights import collect
 from dycoke_trt.runtime.request import Event, Request
 from dycoke_trt.runtime.runner import ModelRunner
 from dycoke_trt.runtime.scheduler import Scheduler
 
 VOCAB = 50
-CONFIG = LlmConfig(
-    layers=4, hidden=32, heads=4, kv_heads=2, head_dim=8, vocab=VOCAB, norm_epsilon=1e-6,
-    rotary_base=1e6, max_positions=512, dtype=torch.float32,
+CONFIG = DecoderSpec(
+    layers=4, hidden=32, intermediate=64, heads=4, kv_heads=2, head_dim=8, vocab=VOCAB,
+    tied_embeddings=False, rope_theta=1e6, rms_norm_eps=1e-6, max_positions=512,
 )  # fmt: skip
 
 
 def random_weights(
-    config: LlmConfig = CONFIG, seed: int = 0, device: torch.device | str = "cpu"
+    config: DecoderSpec = CONFIG,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Weights:
     generator = torch.Generator().manual_seed(seed)
     heads = (config.heads + 2 * config.kv_heads) * config.head_dim
@@ -30,14 +34,14 @@ def random_weights(
         "qkv.weight": (heads, config.hidden),
         "qkv.bias": (heads,),
         "dense.weight": (config.hidden, config.heads * config.head_dim),
-        "fc.weight": (64, config.hidden),
-        "gate.weight": (64, config.hidden),
-        "proj.weight": (config.hidden, 64),
+        "fc.weight": (config.intermediate, config.hidden),
+        "gate.weight": (config.intermediate, config.hidden),
+        "proj.weight": (config.hidden, config.intermediate),
     }
 
     def get(name: str) -> torch.Tensor:
         shape = next(shape for suffix, shape in shapes.items() if name.endswith(suffix))
-        noise = torch.randn(shape, generator=generator).to(device, config.dtype)
+        noise = torch.randn(shape, generator=generator).to(device, dtype)
         if len(shape) == 1 and "bias" not in name:
             return 1 + 0.1 * noise
         return noise if "bias" in name or "embedding" in name else noise * 0.3

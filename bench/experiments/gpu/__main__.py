@@ -142,12 +142,12 @@ class ModelBench:
             dtype = torch.bfloat16 if CUDA else torch.float32
             return [serving.time_vision(model, sizes.frames, dtype)]
         if cell.part == "kernels":
-            context = serving.visual_tokens(model, sizes.frames, PAPER) + serving.TEXT + 32
+            context = model.visual_tokens(sizes.frames, PAPER) + serving.TEXT + 32
             dtype = torch.bfloat16 if CUDA else torch.float32
             rate = self.rates["read_bytes_per_s"]
             return list(time_kernels(model.llm, context, cell.batch, sizes.block, rate, dtype))
         config, block = self.setting(cell.setting)
-        visual = serving.visual_tokens(model, sizes.frames, config)
+        visual = model.visual_tokens(sizes.frames, config)
         if cell.setting.startswith("transformers"):
             row = serving.serve_transformers(self.theirs, visual, cell.batch, sizes.new)
         else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from ....arch.qwen2 import LayerWeights, LlmConfig, Weights
+from ....arch.qwen2 import LayerWeights, Weights
 from ....arch.siglip import VisionModel, fused_attention
-from ....arch.spec import PixelScale, TowerSpec, VisionSpec
+from ....arch.spec import DecoderSpec, PixelScale, TowerSpec, VisionSpec
 from ....compress.base import compressor_of
 from ....core.config import DyCokeConfig
 from ....core.decisions import Decision
@@ -26,7 +27,7 @@ from .rates import CUDA, DEVICE, seconds, synchronise
 TEXT, BEFORE = 64, 14  # tokens of text in a prompt; those before the video
 
 
-def random_llm(dims: LlmDims, dtype: torch.dtype) -> tuple[LlmConfig, Weights]:
+def random_llm(dims: LlmDims, dtype: torch.dtype) -> tuple[DecoderSpec, Weights]:
     def draw(*shape: int, scale: float = 0.02) -> torch.Tensor:
         return torch.randn(*shape, device=DEVICE, dtype=dtype) * scale
 
@@ -45,17 +46,20 @@ def random_llm(dims: LlmDims, dtype: torch.dtype) -> tuple[LlmConfig, Weights]:
     )  # fmt: skip
     embedding = draw(dims.vocab, dims.hidden)
     head = embedding if dims.tied_embeddings else draw(dims.vocab, dims.hidden)
-    config = LlmConfig(
-        dims.layers, dims.hidden, dims.heads, dims.kv_heads, dims.head_dim, dims.vocab, 1e-6, 1e6,
-        32_768, dtype,
-    )  # fmt: skip
-    return config, Weights(embedding, layers, ones(dims.hidden), head)
+    spec = DecoderSpec(**asdict(dims), rope_theta=1e6, rms_norm_eps=1e-6, max_positions=32_768)
+    return spec, Weights(embedding, layers, ones(dims.hidden), head)
 
 
 def random_vision(model: ModelDims, dtype: torch.dtype) -> TorchVision:
     """The tower and projector of a model; heads of 72 as in SigLIP-so400m."""
     v, config = model.vision, DyCokeConfig.paper()
-    tower = TowerSpec(v, max(1, v.hidden // 72), v.patches_per_side * v.patch, 1e-6, True)
+    tower = TowerSpec(
+        **asdict(v),
+        heads=max(1, v.hidden // 72),
+        image_size=v.patches_per_side * v.patch,
+        layer_norm_eps=1e-6,
+        tanh_gelu=True,
+    )
     compressor = compressor_of(config, v.tokens_per_frame)
     spec = VisionSpec(tower, model.llm.hidden, PixelScale(), compressor, model.newline)
     module = VisionModel(spec, dtype, attention=fused_attention)
@@ -82,12 +86,8 @@ def time_vision(model: ModelDims, frames: int, dtype: torch.dtype) -> dict[str, 
     return {"encoder_ms": encoder * 1e3, "ttm_ms": merge * 1e3, "survivors": survivors}
 
 
-def visual_tokens(model: ModelDims, frames: int, config: DyCokeConfig) -> int:
-    return model.visual_tokens(frames, config)
-
-
 def serve(
-    llm: LlmConfig, weights: Weights, config: DyCokeConfig, visual: int, batch: int, block: int,
+    llm: DecoderSpec, weights: Weights, config: DyCokeConfig, visual: int, batch: int, block: int,
     new: int,
 ) -> dict[str, Any]:  # fmt: skip
     """`batch` equal requests through the engine.
@@ -106,7 +106,7 @@ def serve(
     engine = Scheduler(runner, EngineLimits(max_batch=batch, prefill_chunk=prompt_length))
     decoder = runner.decoder
     assert isinstance(decoder, GraphDecoder)
-    video = torch.randn(visual, llm.hidden, device=DEVICE, dtype=llm.dtype) * 0.02
+    video = torch.randn(visual, llm.hidden, device=DEVICE, dtype=weights.embedding.dtype) * 0.02
     ids = list(range(BEFORE)) + list(range(llm.vocab, llm.vocab + visual))
     ids += list(range(TEXT - BEFORE))
     begun_decoding: set[str] = set()
@@ -166,11 +166,11 @@ def eager_seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def build_transformers(dims: LlmDims, llm: LlmConfig, weights: Weights) -> Any:
+def build_transformers(dims: LlmDims, llm: DecoderSpec, weights: Weights) -> Any:
     """transformers' Qwen2 on the same memory: its parameters are views of the native weights."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    rotary: dict[str, Any] = {"rope_theta": llm.rotary_base}  # transformers 5 moves it
+    rotary: dict[str, Any] = {"rope_theta": llm.rope_theta}  # transformers 5 moves it
     config = Qwen2Config(
         **rotary, vocab_size=dims.vocab, hidden_size=dims.hidden,
         intermediate_size=dims.intermediate, num_hidden_layers=dims.layers,

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ....bundle.files import bundle_hash, describe_parts, open_bundle
-from ....bundle.paths import ENGINES, LLM, RECORD, VISION_GRAPH, engine_directory, rank_weights
+from ....bundle.paths import ENGINES, LLM, RECORD, VISION_GRAPH, engine_directory, rank_file
 from ....bundle.record import EngineRecord, Installed, read_record, write_record
 from ....core.errors import DyCokeError
 from ....triton_repo.repository import write_repository
@@ -34,7 +34,7 @@ def run(stage: Stage, quick: bool) -> Outcome:  # noqa: ARG001 (takes a second)
         ("other bundle", _serve(_other_bundle), "bundle"),
         ("other DyCoke settings", _serve(_other_settings), "bundle"),
         ("truncated record", _serve(_truncate(f"{ENGINES}/cpu/{RECORD}")), "record.json"),
-        ("truncated weights", _serve(_truncate(f"{LLM}/{rank_weights(0)}")), "rank0.safetensors"),
+        ("truncated weights", _serve(_truncate(f"{LLM}/{rank_file(0)}")), "rank0.safetensors"),
         ("truncated vision graph", _serve(_truncate(VISION_GRAPH)), "vision_ttm.onnx"),
     ]
     slowest = 0.0

@@ -15,7 +15,6 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.cost.dims import VisionDims
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
@@ -131,8 +130,8 @@ def test_graph_replay_equals_eager_launches(name: str) -> None:
 def test_a_prompt_in_chunks_is_the_prompt(dtype: torch.dtype) -> None:
     """Head size 64, which torch's fused attention takes: its lower-right mask, and keys from the
     pool, against one causal pass. On a GPU in bf16 too."""
-    config = replace(CONFIG, head_dim=64, layers=2, dtype=dtype)
-    weights = random_weights(config, device=DEVICE)
+    config = replace(CONFIG, head_dim=64, layers=2)
+    weights = random_weights(config, device=DEVICE, dtype=dtype)
     ids = (torch.arange(21) % config.vocab).tolist()
     last = []
     for chunks in ((21,), (6, 1, 14)):
@@ -171,7 +170,7 @@ def test_unused_lanes_change_nothing() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_vision_merges_with_the_kernels(dtype: torch.dtype, newline: Newline) -> None:
     """TTM by kernels/ttm.py inside the vision step keeps the tokens that compress/ttm.py keeps."""
-    tower = TowerSpec(VisionDims(1, 32, 48, 8, 6), 2, 48, 1e-6, True)
+    tower = TowerSpec(1, 32, 48, 8, 6, heads=2, image_size=48, layer_norm_eps=1e-6, tanh_gelu=True)
     spec = VisionSpec(tower, 64, PixelScale(), Ttm(9, 0.7), newline)
     module = VisionModel(spec, dtype, attention=fused_attention)
     weights = {

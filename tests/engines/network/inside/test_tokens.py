@@ -15,7 +15,7 @@ from dycoke_trt.bundle.llm_reader import read_llm
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.pool import PoolLayout
 from dycoke_trt.runtime.native.cpu import cpu_runner
-from dycoke_trt.runtime.native.weights import llm_config, load_weights
+from dycoke_trt.runtime.native.weights import load_weights
 from dycoke_trt.runtime.request import Event, Request
 from dycoke_trt.runtime.scheduler import EngineLimits, Scheduler
 from dycoke_trt.tests.engines.network.attention import PagedAttention
@@ -110,7 +110,7 @@ def run(engine: Engine, executor: Executor, asked: list[Prompt]) -> list[Running
 def test_tokens_equal_the_native_backends(name: str) -> None:
     """name: l1_p0.7, for instance; then -tp2 or -library, if that is meant."""
     checkpoint = read_llm(FOLDER / name / "llm")
-    config, rank = checkpoint.dycoke, llm_config(checkpoint)
+    config, rank = checkpoint.dycoke, checkpoint.llm.of_rank(checkpoint.tp)
     asked = [prompt(seed, count, rank.hidden, rank.vocab) for seed, count in enumerate(VISUAL)]
     expected = native_answers(FOLDER / "whole" / "llm", config, asked)
     if config.p > 0:  # else nothing about pruning is shown here
