@@ -12,6 +12,10 @@ from ..core.extras import require
 from .options import AsJson, dycoke_config
 
 Bundle = Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)]
+VisionTower = Annotated[
+    Path | None,
+    typer.Option("--vision-tower", help="SigLIP directory, if the checkpoint lacks it."),
+]
 
 
 def export(
@@ -28,10 +32,7 @@ def export(
     ] = "bfloat16",
     tp: Annotated[int, typer.Option("--tp", help="Ranks of the LLM (tensor parallelism).")] = 1,
     max_frames: Annotated[int, typer.Option("--max-frames", help="Most frames per video.")] = 64,
-    vision_tower: Annotated[
-        Path | None,
-        typer.Option("--vision-tower", help="SigLIP directory, if the checkpoint lacks it."),
-    ] = None,
+    vision_tower: VisionTower = None,
     kernel_target: Annotated[
         str,
         typer.Option("--kernel-target", help="Kernel images for these GPUs: sm_90,ptx; all; none."),
@@ -59,7 +60,8 @@ def export(
     )
     size = sum(part.size for part in manifest.parts.values())
     typer.echo(f"{output}: {len(manifest.parts)} files, {size / 1e6:,.1f} MB, {dtype}, TP={tp}")
-    typer.echo(f"next: dycoke verify {output} --source {model}")
+    tower = f" --vision-tower {vision_tower}" if vision_tower else ""
+    typer.echo(f"next: dycoke verify {output} --source {model}{tower}")
 
 
 def verify(
@@ -67,6 +69,7 @@ def verify(
     source: Annotated[
         Path | None, typer.Option("--source", help="The checkpoint it was exported from.")
     ] = None,
+    vision_tower: VisionTower = None,
     target: Annotated[
         str | None,
         typer.Option("--target", help="Also the engines of this target, on its GPU."),
@@ -90,7 +93,9 @@ def verify(
         raise DyCokeError(f"--vision {vision!r} is not allowed; allowed: tensorrt, rtx")
     if vision == "rtx" and target is None:
         raise DyCokeError("--vision rtx has no effect without --target; add --target cuda")
-    checks = list(verify_bundle(bundle, source))
+    if vision_tower is not None and source is None:
+        raise DyCokeError(f"--vision-tower {vision_tower} has no effect without --source")
+    checks = list(verify_bundle(bundle, source, vision_tower))
     if target is not None:
         checks += verify_engines(bundle, target, vision)
     failed = [check for check in checks if not check.passed]

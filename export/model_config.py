@@ -41,7 +41,7 @@ _SIGLIP = {
     "hidden_act": "gelu_pytorch_tanh",
 }
 # google/siglip-so400m-patch14-384, which the LLaVA-NeXT code takes for granted.
-_SO400M = {
+SO400M = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
     "num_hidden_layers": 27,
@@ -92,7 +92,7 @@ def parse_config(
         merged = {**config, **text} if text else dict(config)
         tied = bool(text.get("tie_word_embeddings") or config.get("tie_word_embeddings"))
         absent = config.get("vision_config") is None
-        defaults = {**_SO400M, "num_hidden_layers": 26} if absent else _SIGLIP
+        defaults = {**SO400M, "num_hidden_layers": 26} if absent else _SIGLIP
         layer = config.get("vision_feature_layer", -1)
         return ModelConfig(
             family_of(config, where).name,
@@ -112,7 +112,7 @@ def parse_config(
                 f"{where}: mm_hidden_size={config['mm_hidden_size']} is not SigLIP-so400m's 1152; "
                 "give the tower's own checkpoint directory with --vision-tower"
             )
-        tower = (tower or {}).get("vision_config", tower) or _SO400M
+        tower = (tower or {}).get("vision_config", tower) or SO400M
         # The released code deletes the tower's last layer, then takes what the others give.
         vision_config = reader.vision(tower, _SIGLIP, -2)
         llm = reader.llm(config, config, generation, tied)

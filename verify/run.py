@@ -12,11 +12,14 @@ from ..runtime.vision import RTX, TENSORRT
 from .check import Check
 
 
-def verify_bundle(bundle: Path, source: Path | None = None) -> Iterator[Check]:
+def verify_bundle(
+    bundle: Path, source: Path | None = None, vision_tower: Path | None = None
+) -> Iterator[Check]:
     """Yields checks as they finish: every byte's hash, then, with the source model's directory,
     the vision graph layer by layer and the LLM's logits.
 
-    Raises DyCokeError for a broken bundle, or a source other than the bundle's.
+    vision_tower: of a source that has no tower, as it was exported with. Raises DyCokeError for a
+    broken bundle, or a source other than the bundle's.
     """
     manifest = open_bundle(bundle, hashes=True)
     yield Check("sizes and hashes", True, len(manifest.parts), len(manifest.parts), "files")
@@ -27,15 +30,16 @@ def verify_bundle(bundle: Path, source: Path | None = None) -> Iterator[Check]:
     from .source import load_source
     from .vision import check_vision
 
-    revision = open_checkpoint(source).revision
+    checkpoint = open_checkpoint(source, vision_tower)
+    revision = checkpoint.revision
     if revision != manifest.source.revision:
         raise DyCokeError(
             f"{source} is revision {revision[:12]}, {bundle} was exported from "
             f"{manifest.source.revision[:12]}; give that directory, or export again"
         )
-    model = load_source(source)
-    yield from check_vision(bundle, manifest, model)
-    yield from check_llm(bundle, manifest, model)
+    original = load_source(checkpoint, vision_tower)
+    yield from check_vision(bundle, manifest, original)
+    yield from check_llm(bundle, manifest, original.model)
 
 
 def verify_engines(bundle: Path, target: str, vision: str = TENSORRT) -> Iterator[Check]:

@@ -27,7 +27,7 @@ from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.runtime.pipeline import Pipeline
 from dycoke_trt.runtime.vision import OnnxVision
 from dycoke_trt.tests.compress.test_newlines import by_llava_next
-from dycoke_trt.tests.export.conftest import renamed
+from dycoke_trt.tests.export.conftest import Rewrite, renamed
 from dycoke_trt.verify.run import verify_bundle
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -106,6 +106,62 @@ def test_manifest_and_plan_know_the_layout(bundle: Path) -> None:
     assert manifest.visual_tokens(8) == 2 * (36 + 3 * 18) + newlines
     assert model_of_bundle(bundle).visual_tokens(8) == manifest.visual_tokens(8)
     assert all(check.passed for check in verify_bundle(bundle))
+
+
+def test_verify_compares_with_the_source(bundle: Path, tower: Path) -> None:
+    """transformers' classes with the checkpoint's weights: every stage, every layout."""
+    checks = list(verify_bundle(bundle, bundle.parent / "source", tower))
+    assert [check.stage for check in checks if not check.passed] == []
+    assert {"vision visual_embeds", "llm decode logits"} < {check.stage for check in checks}
+
+
+def test_a_tower_in_its_own_directory_is_compared(
+    rewrite: Rewrite, tower_directory: Path, tmp_path: Path
+) -> None:
+    checkpoint, bundle = rewrite("lmms", tower=False), tmp_path / "bundle"
+    export_bundle(
+        checkpoint, bundle, DyCokeConfig(l=1), dtype="float32", max_frames=8,
+        vision_tower=tower_directory,
+    )  # fmt: skip
+    checks = list(verify_bundle(bundle, checkpoint, tower_directory))
+    assert [check.stage for check in checks if not check.passed] == []
+    with pytest.raises(DyCokeError, match="own checkpoint directory with --vision-tower"):
+        list(verify_bundle(bundle, checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("change", "failing"),
+    [
+        ("mm_newline_position", ["vision visual_embeds"]),
+        ("rope_theta", ["llm prefill logits", "llm decode logits"]),
+        ("model.image_newline", ["vision visual_embeds"]),
+        ("model.mm_projector.2.bias", [
+            "vision projector/linear_2", "vision pooling/output", "vision visual_embeds"
+        ]),
+    ],
+)  # fmt: skip
+def test_verify_sees_what_is_another(
+    tower: Path, tmp_path: Path, change: str, failing: list[str]
+) -> None:
+    """The source differs in one thing, and the bundle claims to be of it."""
+    made = make_checkpoint(tmp_path / "source", mm_newline_position="frame")
+    export_bundle(
+        made, tmp_path / "bundle", DyCokeConfig(k=0.5, p=0), dtype="float32", max_frames=8,
+        vision_tower=tower,
+    )  # fmt: skip
+    if change.startswith("model."):
+        weights = load_file(made / "model.safetensors")
+        weights[change] = weights[change] + 0.1
+        save_file(weights, made / "model.safetensors")
+    else:
+        config = json.loads((made / "config.json").read_text())
+        config[change] = {"mm_newline_position": "no_token", "rope_theta": 500.0}[change]
+        (made / "config.json").write_text(json.dumps(config))
+    manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    manifest["source"]["revision"] = open_checkpoint(made, tower).revision
+    (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(manifest))
+    checks = verify_bundle(tmp_path / "bundle", made, tower)
+    assert [check.stage for check in checks if not check.passed] == failing
 
 
 def test_frames_to_embeddings_equal_transformers(bundle: Path, source: Any) -> None:
