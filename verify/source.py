@@ -81,21 +81,24 @@ def _load(checkpoint: Checkpoint, vision_tower: Path | None) -> Any:
         return load(checkpoint.directory, dtype=torch.float32)
     # transformers reads the values itself: a default that export gets wrong is seen.
     text = read_json(checkpoint.directory / "config.json")
-    tower = SO400M if vision_tower is None else read_json(vision_tower / "config.json")
-    tower = {"num_hidden_layers": 12} | tower.get("vision_config", tower)
-    # The released code deletes the tower's last layer, then takes what the others give.
-    tower |= {"num_hidden_layers": tower["num_hidden_layers"] - 1, "vision_use_head": False}
+    tower: dict[str, Any] = dict(SO400M)
+    if vision_tower is not None:
+        tower = read_json(vision_tower / "config.json")
+    siglip = SiglipVisionConfig.from_dict(tower.get("vision_config", tower))
+    siglip.num_hidden_layers -= 1  # the released code deletes the last, and takes what they give
+    siglip.vision_use_head = False
+    # A head in the file wins over ties; the checkpoint gives the embedding where there is none.
+    qwen2 = Qwen2Config.from_dict(text | {"model_type": "qwen2", "tie_word_embeddings": False})
     config = LlavaOnevisionConfig(
-        text_config=Qwen2Config.from_dict(text | {"model_type": "qwen2"}),
-        vision_config=SiglipVisionConfig.from_dict(tower),
+        text_config=qwen2,
+        vision_config=siglip,
         vision_feature_layer=-1,
+        tie_word_embeddings=False,
     )
     weights = {_hub_name(name): checkpoint.tensor(name).float() for name in checkpoint.names()}
     for name, values in zip(_UNREAD, (torch.ones, torch.zeros), strict=True):
-        weights[f"vision_tower.vision_model.{name}"] = values(config.vision_config.hidden_size)
-    weights.setdefault("image_newline", torch.zeros(config.text_config.hidden_size))
-    # A head in the file wins over this; the checkpoint gives the embedding where there is none.
-    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+        weights[f"vision_tower.vision_model.{name}"] = values(siglip.hidden_size)
+    weights.setdefault("image_newline", torch.zeros(qwen2.hidden_size))
     return load(None, config=config, state_dict=weights, dtype=torch.float32)
 
 
