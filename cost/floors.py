@@ -11,13 +11,14 @@ from typing import Literal
 
 from ..compress.base import survivor_count
 from ..core.config import DyCokeConfig
+from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..core.reselection import blocks_kept, tokens_kept
 from .dims import ModelDims
 from .flops import true_decode_flops, true_prefill_flops, true_vision_flops
 from .gpus import Gpu
 
-ELEMENT_BYTES = 2  # fp16 / bf16 weights, activations and KV
+ELEMENT_BYTES = Dtype.BF16.bytes  # or fp16: weights, activations and KV
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,6 @@ ROPE_THETA = 10_000.0  # the 1e6 of large models is for contexts this one never 
 VOCABULARY = 512  # padded above the tokenizer's last id, as real checkpoints are
 
 
-def visual_tokens(num_frames: int) -> int:
-    """Visual tokens of a video, image_newline included."""
-    return num_frames * TOKENS_PER_FRAME + 1
-
-
 def build_model(
     tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> LlavaOnevisionForConditionalGeneration:

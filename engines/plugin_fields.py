@@ -26,7 +26,7 @@ ROPE_KERNELS = ("rotary",)
 
 def score_fields(kernels: Path, tokens_per_block: int, *, layer: int, splits: int = 16) -> Fields:
     """DycokeScore. layer: the scoring one; splits: programs that share one sequence's keys."""
-    manifest = _manifest(kernels)
+    manifest = kernels_manifest(kernels)
     return {
         "images": pack_images(kernels, SCORE_KERNELS, tokens_per_block),
         "layer": np.array([layer], np.int32),
@@ -39,7 +39,7 @@ def select_fields(
     kernels: Path, tokens_per_block: int, config: DyCokeConfig, *, layers: int, visual_base: int
 ) -> Fields:
     """DycokeSelect. layers: of the KV pool; visual_base: ids from here on are visual."""
-    shape = _manifest(kernels)["shape"]
+    shape = kernels_manifest(kernels)["shape"]
     element = Dtype(shape["dtype"]).bytes
     block_bytes = layers * 2 * shape["kv_heads"] * tokens_per_block * shape["head_dim"] * element
     return {
@@ -65,7 +65,7 @@ def pack_images(
     directory: of kernels/aot.py's manifest. Raises DyCokeError if it holds none of a kernel for
     this block size; `scores` may be absent, which is how one rank is told from several.
     """
-    manifest = _manifest(directory)
+    manifest = kernels_manifest(directory)
     wanted = {}
     for name in kernels:
         wanted[name] = name
@@ -95,7 +95,8 @@ def pack_images(
     return np.frombuffer(text.encode() + code, np.uint8)
 
 
-def _manifest(directory: Path) -> dict[str, Any]:
+def kernels_manifest(directory: Path) -> dict[str, Any]:
+    """What kernels/aot.py wrote. Raises DyCokeError where it is missing."""
     path = directory / KERNELS_MANIFEST
     if not path.is_file():
         raise DyCokeError(f"{path} is missing; run: dycoke kernels BUNDLE -o {directory}")

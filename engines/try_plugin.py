@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..bundle.paths import KERNELS, KERNELS_MANIFEST
+from ..bundle.paths import KERNELS
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..runtime.tensorrt_library import version_of
-from .plugin_fields import rope_fields
+from .plugin_fields import kernels_manifest, rope_fields
 from .plugin_interfaces import VERSIONS, add_plugin, create_plugin
 from .plugin_library import plugin_library
 from .plugin_nodes import ROPE, ROPE_INPUTS
@@ -83,7 +83,7 @@ def _in_a_process(interface: str, library: Path, kernels: Path) -> Trial:
 
 def define(trt: Any, network: Any, interface: str, kernels: Path) -> None:
     """The network: ROPE_INPUTS -> DycokeRope -> `out`. Sizes are those of the bundle's kernels."""
-    shape = shape_of(kernels)
+    shape = kernels_manifest(kernels)["shape"]
     width = (shape["heads"] + 2 * shape["kv_heads"]) * shape["head_dim"]
     known: dict[str, tuple[str, tuple[int, ...]]] = {
         "qkv": (Dtype(shape["dtype"]).tensorrt, (-1, width)),
@@ -97,11 +97,6 @@ def define(trt: Any, network: Any, interface: str, kernels: Path) -> None:
     output = add_plugin(network, interface, inputs, plugin).get_output(0)
     output.name = "out"
     network.mark_output(output)
-
-
-def shape_of(kernels: Path) -> dict[str, Any]:
-    shape: dict[str, Any] = json.loads((kernels / KERNELS_MANIFEST).read_text())["shape"]
-    return shape
 
 
 def example(shape: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +145,7 @@ def run(interface: str, library: Path, kernels: Path) -> Trial:
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     define(trt, network, interface, kernels)
-    shape = shape_of(kernels)
+    shape = kernels_manifest(kernels)["shape"]
     given = example(shape)
     profile = builder.create_optimization_profile()
     for name, tensor in given.items():

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from dycoke_trt.compress.base import visual_tokens
+from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.ttm import ttm_select
 from dycoke_trt.demo.network import (
+    TOKENS_PER_FRAME,
     build_model,
     frame_features,
     load_model,
     save_model,
-    visual_tokens,
 )
 from dycoke_trt.demo.packing import Packer, packed_attention
 from dycoke_trt.demo.pruning import ttm
@@ -67,7 +69,7 @@ def test_frame_features_are_those_of_the_model_itself(model: Any) -> None:
     mine = frame_features(model, pixels[0]).flatten(0, 1)
     theirs = model.model.get_video_features(pixels)
     theirs = theirs if isinstance(theirs, torch.Tensor) else theirs.pooler_output
-    assert theirs.shape[1] == visual_tokens(16)
+    assert theirs.shape[1] == visual_tokens(16, TOKENS_PER_FRAME, DyCokeConfig.off(), "one_token")
     if hasattr(model.model.vision_tower, "vision_model"):
         pytest.skip("this transformers gives the state after post_layernorm")
     torch.testing.assert_close(mine, theirs[0, :-1])
