@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,7 +83,10 @@ def bench(
     if ttft_limit is not None and not 0 < ttft_limit < float("inf"):
         raise DyCokeError(f"--ttft-limit {ttft_limit} is not allowed; allowed: milliseconds > 0")
     loads = _loads(requests, concurrency, rate, seed)
-    asked, workload = _questions(question, video, suite, questions, samples, frames, max_tokens)
+    asked, workload = _questions(
+        question, video, suite, questions, samples, frames, max_tokens,
+        cache(lambda: _frame_size(server, model)),
+    )  # fmt: skip
     repeats = rounds or (1 if against is None else 5)
     cells: list[Cell] = []
     interrupted = False
@@ -153,8 +158,9 @@ def _questions(
     samples: int | None,
     frames: int,
     max_tokens: int,
+    size: Callable[[], int | None],
 ) -> tuple[list[Question], str]:
-    """What is asked, and how a report calls it."""
+    """What is asked, and how a report calls it. size: of frames, of videos that are too large."""
     from ..bench.load.workload import question_about, read_questions, shapes_questions
     from ..core.errors import DyCokeError
 
@@ -171,17 +177,30 @@ def _questions(
         found = shapes_questions(32 if samples is None else samples, frames, max_tokens)
         return found, f"{len(found)} held-out samples of the shapes suite"
     if file is not None:
-        found = read_questions(file, frames, max_tokens)
+        found = read_questions(file, frames, max_tokens, size)
         return found, f"{len(found)} questions of {file.name}"
     assert video is not None
     assert question is not None
-    return [question_about(video, question, frames, max_tokens)], f"{video.name}: {question}"
+    asked = question_about(video, question, frames, max_tokens, size)
+    return [asked], f"{video.name}: {question}"
+
+
+_ADDRESS = re.compile(r"[^/\s]+:\d{1,5}")
+
+
+def _frame_size(server: str, model: str) -> int | None:
+    """What the server of an address, or of a bundle, resizes frames to."""
+    from ..bundle.files import open_bundle
+    from ..runtime.client import image_size
+
+    if _ADDRESS.fullmatch(server):
+        return image_size(server, model)
+    return open_bundle(Path(server)).vision.image_size
 
 
 @contextmanager
 def _servers(wanted: Sequence[str]) -> Iterator[list[Target]]:
     """Servers by their addresses; those of bundles are started, and end with the block."""
-    import re
     from contextlib import ExitStack
 
     from ..bench.load.sweep import Target
@@ -190,7 +209,7 @@ def _servers(wanted: Sequence[str]) -> Iterator[list[Target]]:
 
     if len(set(wanted)) < len(wanted):
         raise DyCokeError(f"--against {wanted[1]} is what --server names; a comparison needs two")
-    running = [bool(re.fullmatch(r"[^/\s]+:\d{1,5}", target)) for target in wanted]
+    running = [bool(_ADDRESS.fullmatch(target)) for target in wanted]
     for target, runs in zip(wanted, running, strict=True):
         if not runs:
             open_bundle(Path(target))  # refused before any server starts

@@ -96,7 +96,7 @@ def ask_server(
                 reply = client.get_model_config(name, as_json=True, client_timeout=_CONNECT_SECONDS)
                 shown = reply["config"].get("parameters", {})
                 if video is not None:
-                    values |= video_inputs(video, frames, _image_size(shown))
+                    values |= video_inputs(video, frames, lambda: _image_size(shown))
                 inputs = [request_tensor(key, value) for key, value in values.items()]
             sent = True
             return _stream(client, name, inputs, _visual_tokens(shown, video, frames), on_text)
@@ -188,10 +188,10 @@ def request_tensor(name: str, value: Any) -> Any:
     return tensor
 
 
-def video_inputs(video: Path, frames: int, size: int | None = None) -> dict[str, Any]:
+def video_inputs(video: Path, frames: int, size: Callable[[], int | None]) -> dict[str, Any]:
     """The file as it is, or sampled frames of one that is large, resized to what the server takes.
 
-    size: of the server's vision tower; None leaves frames as they are.
+    size: says the size of the server's vision tower; None leaves frames as they are.
     """
     try:
         if video.stat().st_size <= MAX_FILE_BYTES:
@@ -202,7 +202,19 @@ def video_inputs(video: Path, frames: int, size: int | None = None) -> dict[str,
         raise DyCokeError(f"{video}: cannot be read ({error.strerror})") from None
     from .video.read import read_video  # needs torch
 
-    return {"video_bytes_input": read_video(video, frames, size=size).numpy()[None]}
+    return {"video_bytes_input": read_video(video, frames, size=size()).numpy()[None]}
+
+
+def image_size(server: str, model: str) -> int | None:
+    """Of the vision tower behind `model`; None where the server does not say."""
+    from tritonclient.grpc import InferenceServerClient, InferenceServerException
+
+    with closing(InferenceServerClient(server)) as client:
+        try:
+            reply = client.get_model_config(model, as_json=True, client_timeout=_CONNECT_SECONDS)
+        except InferenceServerException as error:
+            raise _in_one_line(error, server, model, sent=False) from None
+    return _image_size(reply["config"].get("parameters", {}))
 
 
 def _image_size(parameters: dict[str, Any]) -> int | None:

@@ -12,6 +12,7 @@ cancelled after so many responses) and the client's other inputs (`max_tokens`, 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,12 @@ class Question:
     cancel_after: int = 0
 
 
-def question_about(video: Path, text: str, frames: int, max_tokens: int) -> Question:
-    """Raises DyCokeError for a file that cannot be read."""
-    return _question(video_inputs(video, frames), text, max_tokens)
+def question_about(
+    video: Path, text: str, frames: int, max_tokens: int, size: Callable[[], int | None]
+) -> Question:
+    """size: says what frames of a large video are resized to. Raises DyCokeError for a file that
+    cannot be read."""
+    return _question(video_inputs(video, frames, size), text, max_tokens)
 
 
 def shapes_questions(samples: int, frames: int, max_tokens: int) -> list[Question]:
@@ -57,8 +61,11 @@ def shapes_questions(samples: int, frames: int, max_tokens: int) -> list[Questio
     ]
 
 
-def read_questions(path: Path, frames: int, max_tokens: int) -> list[Question]:
-    """Raises DyCokeError that names the line, for a file that does not hold such objects."""
+def read_questions(
+    path: Path, frames: int, max_tokens: int, size: Callable[[], int | None]
+) -> list[Question]:
+    """size: as in `question_about`. Raises DyCokeError that names the line, for a file that does
+    not hold such objects."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -67,7 +74,7 @@ def read_questions(path: Path, frames: int, max_tokens: int) -> list[Question]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                found.append(_from_row(_parse(line), path.parent, frames, max_tokens))
+                found.append(_from_row(_parse(line), path.parent, frames, max_tokens, size))
             except DyCokeError as error:
                 raise DyCokeError(f"{path}, line {number}: {error}") from None
     if not found:
@@ -92,8 +99,10 @@ def _parse(line: str) -> dict[str, Any]:
     return row
 
 
-def _from_row(row: dict[str, Any], folder: Path, frames: int, max_tokens: int) -> Question:
-    video = video_inputs(folder / row["video"], row.get("frames", frames))
+def _from_row(
+    row: dict[str, Any], folder: Path, frames: int, max_tokens: int, size: Callable[[], int | None]
+) -> Question:
+    video = video_inputs(folder / row["video"], row.get("frames", frames), size)
     more = {key: value for key, value in row.items() if key in _OPTIONS}
     if "stop_words" in more:
         more["stop_words"] = [str(word).encode() for word in more["stop_words"]]

@@ -16,6 +16,7 @@ from dycoke_trt.bench.load.sweep import Cell, Target, summarise_sweep
 from dycoke_trt.bench.load.traffic import Load, Sent, summarise_load
 from dycoke_trt.bench.load.workload import read_questions
 from dycoke_trt.core.errors import DyCokeError
+from dycoke_trt.runtime import client
 
 CLIP = Path(__file__).parents[2] / "demo" / "clips" / "colour.mp4"
 
@@ -101,6 +102,19 @@ def test_statistics_are_differences_and_add_up() -> None:
     assert (row["count"], row["queue"]) == (6, pytest.approx(1e-7))
 
 
+SIZE = 32
+
+
+def test_of_a_large_video_frames_are_sent_as_the_server_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"video": str(CLIP), "question": "What?"}))
+    monkeypatch.setattr(client, "MAX_FILE_BYTES", CLIP.stat().st_size - 1)
+    (question,) = read_questions(path, 16, 64, lambda: SIZE)
+    assert question.values["video_bytes_input"].shape == (1, 16, SIZE, SIZE, 3)
+
+
 def test_a_file_of_questions(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
     rows: list[dict[str, Any]] = [
@@ -110,7 +124,7 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
     ]  # fmt: skip
     path = tmp_path / "questions.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    plain, rich = read_questions(path, 16, 64)
+    plain, rich = read_questions(path, 16, 64, lambda: SIZE)
     assert plain.values["video_file_input"] == rich.values["video_file_input"]
     assert (plain.values["num_frames"], plain.values["max_tokens"]) == (16, 64)
     assert (plain.cancel_after, rich.cancel_after) == (0, 2)
@@ -135,7 +149,7 @@ def test_wrong_lines_are_named(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps({"video": str(CLIP), "question": "?"}) + f"\n{line}\n")
     with pytest.raises(DyCokeError) as caught:
-        read_questions(path, 16, 64)
+        read_questions(path, 16, 64, lambda: SIZE)
     assert f"{path}, line 2: " in str(caught.value)
     assert said in str(caught.value)
 

@@ -84,7 +84,8 @@ TritonPythonModel = alive(TritonPythonModel)
 def write_small_repository(folder: Path, *models: str, initialize: str = "pass") -> Path:
     """initialize: the statement that the models run when they are loaded."""
     for name in models or (p.ENSEMBLE, p.BLS):
-        shown = {"tokens_per_frame": "36", "visual_tokens": json.dumps({"16": 265})}
+        tokens = {"tokens_per_frame": "36", "visual_tokens": json.dumps({"16": 265})}
+        shown = {"image_size": "48", **tokens}
         config = ModelConfig(
             name, p.CLIENT_INPUTS, p.CLIENT_OUTPUTS, decoupled=True, parameters=shown
         )
