@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dycoke_trt.bench.experiments.reliability import canary, growth, oversize
+from dycoke_trt.bench.experiments.reliability import canary, growth, oversize, reload
 from dycoke_trt.bench.experiments.reliability.catalogue import TESTS
 from dycoke_trt.bench.experiments.reliability.client import Answer
 from dycoke_trt.bench.experiments.reliability.fuzz import judge
@@ -58,6 +58,12 @@ def test_a_server_that_is_there_is_tested_without_its_processes(
     (reuse,) = (row for row in rows if row["number"] == 14)
     assert reuse["figures"]["distinct answers"] > 1
     assert all(row["criterion"] for row in rows)
+
+
+def test_models_are_loaded_again_under_load() -> None:
+    """Before triton_repo/models/metric_families.py the server died of it."""
+    outcome = reload.run(Stage(bundle=demo_bundle(DyCokeConfig(k=0.5, l=2, p=0.5))), True)
+    assert outcome.passed, outcome
 
 
 def test_a_planted_leak_is_found_in_its_process_alone(leaking: Running) -> None:
