@@ -21,6 +21,7 @@ _AWAY = (
     "no available versions", "is not ready", "not found", "failed to connect", "is not healthy",
     "stub process", "interrupted",
 )  # fmt: skip
+_AWAY_SECONDS = 0.5  # that a client waits before it connects again
 
 
 def kind(answer: Answer, name: str, *, cancelled: bool) -> str:
@@ -58,6 +59,8 @@ async def mixed_load(
             found, answer = await _one(address, draw)
             counts[found] += 1
             on_answer(found, answer)
+            if found == "away":
+                await asyncio.sleep(_AWAY_SECONDS)
 
     await asyncio.gather(*(work() for _ in range(width)))
     return counts
