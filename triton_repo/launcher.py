@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
 
-from ..bundle.writing import make_temporary_folder, writing
+from ..bundle.writing import writing
 from ..core.errors import DyCokeError
 from .access import access_options, new_key
 from .health import is_live, is_loaded, is_ready
@@ -30,6 +29,7 @@ from .ports import choose_ports, listening
 from .processes import end_group, guarded, spawn, wait_ended
 from .regions import own_regions
 from .repository import parse_version
+from .server_folder import server_folder
 from .server_log import LoadEvent, LogReader, explain
 from .tritonserver import Ports, TritonServer, find_tritonserver
 from .trtllm_launch import mpi_command, mpi_environment
@@ -146,18 +146,16 @@ def serving(
     ports = choose_ports(listening(ports, opened, found))
     version = parse_version(found.version) if opened else ()
     key = new_key()
-    folder = make_temporary_folder("dycoke-serve-")
-    log = log_file or folder / "tritonserver.log"
-    keep_log = False
     with ExitStack() as stack:
-        stack.callback(lambda: None if keep_log else shutil.rmtree(folder, ignore_errors=True))
+        folder = stack.enter_context(server_folder())
+        log = log_file or folder.log
         with writing(log):
             log.open("ab").close()
         log_begin = log.stat().st_size
         backends = stack.enter_context(found.backends())
         regions = stack.enter_context(own_regions())
-        with writing(folder):
-            life = Life.create(folder / "life")
+        with writing(folder.life):
+            life = Life.create(folder.life)
         stack.callback(life.close)
         options = [
             *backends,
@@ -179,7 +177,7 @@ def serving(
             command = mpi_command(command, world_size, variables["PATH"])
             variables |= mpi_environment(math.ceil(exit_timeout))
         temporary = [Path(option.partition("=")[2]) for option in backends]
-        temporary += [*disposable, folder if log_file else life.path]
+        temporary += [*disposable, folder.path if log_file else life.path]
         stack.enter_context(guarded(regions.prefix, temporary))
         process = spawn(command, variables, log, [regions.lock])
         wake_out, wake_in = os.pipe()
@@ -205,7 +203,7 @@ def serving(
             watcher.start()
             yield server
             _drain(life, process, grace)
-            keep_log = server.failure is not None
+            folder.keep = server.failure is not None and log_file is None
         except KeyboardInterrupt:
             if watcher is not None and server.failure is None:
                 patience = 0  # if interrupted again
@@ -213,7 +211,7 @@ def serving(
                 patience = exit_timeout + _PATIENCE
             raise
         except BaseException:
-            keep_log = True
+            folder.keep = log_file is None
             raise
         finally:
             try:
