@@ -54,7 +54,7 @@ def _root() -> None:
 def run() -> None:
     """Runs the command line; a user's mistake ends in one line and exit status 2."""
     try:
-        app()
+        app(prog_name="dycoke")
     except ValueError as error:
         # Imported here: core/ is light, but its package should not load for `dycoke --help`.
         from ..core.errors import DyCokeError

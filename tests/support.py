@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO
 
+from dycoke_trt.cli.main import run
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.engines.cpu import build_cpu
@@ -37,7 +42,51 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 def dycoke(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs the command in a process of its own, as a user does."""
+    """What the command does, in this process: a new one would import torch for seconds first.
+
+    tests/cli/test_main.py holds it against `spawned`. Output is that of the file descriptors, so
+    that native code and children are heard too.
+    """
+    command = [DYCOKE.name, *map(str, args)]
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        with _written("stdout", 1, out), _written("stderr", 2, err):
+            status = _status(command)
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, status, out.read(), err.read())
+
+
+def _status(command: list[str]) -> int:
+    before, sys.argv = sys.argv, command
+    try:
+        run()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.argv = before
+    return 0
+
+
+@contextmanager
+def _written(stream: str, descriptor: int, file: IO[str]) -> Iterator[None]:
+    """Meanwhile `file` holds what is written to sys.`stream` and to its descriptor."""
+    before, kept = getattr(sys, stream), os.dup(descriptor)
+    os.dup2(file.fileno(), descriptor)
+    setattr(sys, stream, file)
+    try:
+        yield
+    finally:
+        file.flush()
+        setattr(sys, stream, before)
+        os.dup2(kept, descriptor)
+        os.close(kept)
+
+
+def spawned(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a user runs it."""
     command = [str(DYCOKE), *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

@@ -1,17 +1,9 @@
-"""The commands as a user starts them: in a process of their own."""
+"""flops and floors: figures, tables, and options out of range."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-DYCOKE = Path(sys.executable).parent / "dycoke"
-
-
-def dycoke(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([DYCOKE, *args], capture_output=True, text=True, check=False)
+from dycoke_trt.tests.support import assert_one_line, dycoke
 
 
 def test_flops_json_and_plan() -> None:
@@ -67,12 +59,7 @@ def test_tables(verb: str) -> None:
     ],
 )
 def test_user_errors_are_one_line(args: list[str], message: str) -> None:
-    done = dycoke(*args)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    assert_one_line(dycoke(*args), message)
 
 
 def test_unknown_options_are_refused() -> None:

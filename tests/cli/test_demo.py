@@ -14,7 +14,7 @@ from dycoke_trt.demo.network import frame_features
 from dycoke_trt.demo.normalise import to_pixels
 from dycoke_trt.eval.shapes import Answerer
 from dycoke_trt.runtime.video.read import read_video
-from dycoke_trt.tests.support import assert_one_line, dycoke
+from dycoke_trt.tests.support import assert_one_line, dycoke, spawned
 
 CLIPS = json.loads((CLIPS_DIR / "clips.json").read_text())
 
@@ -33,7 +33,7 @@ def processes_that_name(text: str) -> list[str]:
 
 def test_the_demo_answers_right_and_leaves_no_process(tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    done = dycoke("demo", "-o", output)
+    done = spawned("demo", "-o", output)
     assert done.returncode == 0, (done.stdout, done.stderr)
     stages = [line.split()[0] for line in done.stdout.splitlines() if " s  " in line]
     assert stages == ["export", "verify", "build", "serve", "ask", "stop"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ from dycoke_trt.demo.tokenizer import build_prompt
 from dycoke_trt.eval.report import difference, summarise
 from dycoke_trt.eval.shapes import MAX_NEW_TOKENS, Answerer, Outcome, answer, run_suite
 from dycoke_trt.eval.study import study
+from dycoke_trt.tests.support import assert_one_line, dycoke
 
-DYCOKE = Path(sys.executable).parent / "dycoke"
 TOKEN = DyCokeConfig(granularity="token")
 
 
@@ -113,13 +111,9 @@ def test_the_study_is_complete() -> None:
     assert TOKEN.with_changes(k=0.9, p=0.0, ttm="random") in settings
 
 
-def dycoke_eval(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([DYCOKE, "eval", *args], capture_output=True, text=True, check=False)
-
-
 def test_json() -> None:
     args = "--suite shapes --samples 7 --seed 7 --k 0.7 --l 2 --p 0.5 --ttm paper --gate always"
-    done = dycoke_eval(*args.split(), "--json")
+    done = dycoke("eval", *args.split(), "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["config"] == {
@@ -140,7 +134,7 @@ def test_the_native_backend() -> None:
     """Full tokens answer as the oracle does; pruning is by block, on two workers."""
     args = ["--samples", "4", "--seed", "7", "--k", "0.7", "--p", "0.5", "--json"]
     oracle, native = (
-        json.loads(dycoke_eval(*args, *more).stdout)
+        json.loads(dycoke("eval", *args, *more).stdout)
         for more in ((), ("--backend", "native", "--tokens-per-block", "8", "--workers", "2"))
     )
     assert (oracle["backend"], oracle["tokens_per_block"]) == ("oracle", None)
@@ -155,7 +149,7 @@ def test_the_native_backend() -> None:
 
 
 def test_table() -> None:
-    done = dycoke_eval("--samples", "7")
+    done = dycoke("eval", "--samples", "7")
     assert done.returncode == 0, done.stderr
     assert "full tokens" in done.stdout
     assert "describe" in done.stdout
@@ -184,11 +178,7 @@ def test_table() -> None:
     ],
 )
 def test_user_errors_are_one_line(args: str, message: str) -> None:
-    done = dycoke_eval(*args.split())
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    assert_one_line(dycoke("eval", *args.split()), message)
 
 
 @pytest.mark.parametrize(
