@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from dycoke_trt.core.pool import PoolLayout, encode_table
 from dycoke_trt.tests.draws import st
+from dycoke_trt.tests.interpreter import INTERPRETED
 from torch import Tensor
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 # The interpreter computes bf16 wrongly where it computes in bf16 at all.
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])

@@ -1,19 +1,15 @@
-"""As in tests/kernels/device: on a GPU, or in Triton's interpreter, or not at all."""
+"""Tests of this folder launch kernels: tests/interpreter.py."""
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import pytest
-import torch
+from dycoke_trt.tests.interpreter import RUNNABLE, mark_gpu
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not INTERPRETED and not torch.cuda.is_available():
+if not RUNNABLE:
     collect_ignore_glob = ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not INTERPRETED:
-        for item in items:
-            if "/tests/runtime/device/" in str(item.path):
-                item.add_marker(pytest.mark.gpu)
+    mark_gpu(items, Path(__file__).parent)

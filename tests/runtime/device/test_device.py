@@ -27,7 +27,8 @@ from dycoke_trt.runtime.scheduler import EngineLimits, Scheduler
 from dycoke_trt.runtime.selection import StepTrace
 from dycoke_trt.runtime.steps import Chunk, Lane
 from dycoke_trt.runtime.vision_torch import TorchVision
-from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, INTERPRETED, TOLERANCE
+from dycoke_trt.tests.interpreter import INTERPRETED
+from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, TOLERANCE
 from dycoke_trt.tests.runtime.tiny import CONFIG, Client, model_runner, random_weights, video_prompt
 
 CONFIGS = {
