@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..compress.base import Compressor
 from ..compress.newlines import Newline
 from ..cost.dims import LlmDims, VisionDims
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class PixelScale:
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """(factor, offset), fp32 [1,3,1,1]: pixel = uint8 * factor + offset."""
+        import torch
+
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.std))
         factor, offset = self.rescale / std, -mean / std
         return factor.float().view(1, 3, 1, 1), offset.float().view(1, 3, 1, 1)

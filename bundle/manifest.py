@@ -177,6 +177,7 @@ class Manifest(_Strict):
 
     def vision_model(self, attention: Attention | None = None) -> VisionModel:
         """The vision step as a module without its weights; raises what `tower` raises."""
+
         from ..arch.siglip import VisionModel
 
         tower, scale = self.tower()

@@ -205,7 +205,6 @@ class _Engines:
         from ..bundle.record import read_record
         from ..core.errors import DyCokeError
         from ..runtime.installed import installed
-        from ..runtime.native.load import native_record
         from ..triton_repo.trtllm import CPP_BACKEND
         from ..triton_repo.trtllm_launch import (
             choose_llm,
@@ -216,6 +215,8 @@ class _Engines:
 
         manifest, folder = open_bundle(bundle), engine_directory(bundle, target)
         if target == "cuda":
+            from ..runtime.native.load import native_record
+
             record = native_record(bundle, target)  # also asks for the GPU
         else:
             record = read_record(folder, manifest, bundle)

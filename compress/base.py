@@ -7,14 +7,15 @@ it keeps has to be countable before any feature exists, because prompts and buff
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from ..core.config import TTM_MODES, DyCokeConfig
 from ..core.errors import DyCokeError
 from ..core.ttm import ttm_count
 from .newlines import Newline, newline_count
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Compressor(Protocol):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..core.config import DyCokeConfig
 from .base import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class KeepAll:
         return (self.tokens,)
 
     def survivors(self, features: Tensor) -> Tensor:
+        import torch
+
         videos, frames, tokens, _ = features.shape
         return torch.arange(frames * tokens, device=features.device).expand(videos, -1)
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ..core.errors import DyCokeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Newline = Literal["one_token", "frame", "grid", "no_token"]
 NEWLINES: tuple[Newline, ...] = get_args(Newline)
@@ -38,6 +38,8 @@ def with_newlines(rows: Tensor, newline: Newline, kept: Sequence[int], tokens: i
     rows: of F*N, ascending, F a multiple of len(kept). kept: tokens that stay of each frame of a
     window. tokens: N. Raises DyCokeError for `grid` where N is no square.
     """
+    import torch
+
     end = rows.new_full((1, 1, 1), NEWLINE_ROW)
     if newline == "no_token":
         return rows
@@ -61,6 +63,8 @@ def take(features: Tensor, rows: Tensor, newline: Tensor | None) -> Tensor:
 
     newline: None where there is none among the rows.
     """
+    import torch
+
     videos, frames, tokens, width = features.shape
     start = torch.arange(videos, device=rows.device)[:, None] * (frames * tokens)
     at_newline = rows < 0
@@ -75,6 +79,8 @@ def _end_of_rows(rows: Tensor, position: int, window: int, tokens: int) -> Tenso
 
     By a sort of places: token (y, x) stands at y * (side + 1) + x, the newline of row y at its end.
     """
+    import torch
+
     side, count = _side(tokens), rows.shape[2]
     places = torch.arange(side * (side + 1), device=rows.device).view(side, side + 1)
     ends = places[:, -1].expand(*rows.shape[:2], side)

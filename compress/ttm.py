@@ -7,15 +7,16 @@ obvious; here, window by window with a dynamic number of frames.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from ..core.ttm import similarity_steps, tokens_kept_per_frame
 from .base import Compressor, register
 from .keep_all import KeepAll
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _INDEX_BITS = 10  # beside the 21 bits of a grid similarity in an int32; below TopK's limit too
 
@@ -38,6 +39,8 @@ class Ttm:
 
     def survivors(self, features: Tensor) -> Tensor:
         """Raises DyCokeError for more than 1024 tokens per frame."""
+        import torch
+
         videos, frames, tokens, width = features.shape
         windows = features.reshape(videos, frames // 4, 4, tokens, width)
         start = torch.arange(frames // 4, device=features.device)[:, None] * (4 * tokens)
@@ -62,6 +65,8 @@ def least_similar(windows: Tensor, keep: int) -> Tensor:
     A token's rank key is its similarity on the grid times 2^s plus its index, an int32. All keys
     differ, so equal similarities go to the lowest index however a TopK breaks ties.
     """
+    import torch
+
     tokens = windows.shape[3]
     bits = (tokens - 1).bit_length()
     if bits > _INDEX_BITS:

@@ -14,25 +14,13 @@ import torch
 from torch import Tensor
 
 from .config import BlockReduce
+from .counts import blocks_kept, tokens_kept
 from .decisions import Decision, GateMode
 
 
 class Gate(NamedTuple):
     decision: Tensor  # int32 [S], of `Decision`: FULL, REUSE or RESELECT
     similarity: Tensor  # fp32 [S]: cosine with the previous step's scores, 0 in the first step
-
-
-def tokens_kept(visual_tokens: int, p: float) -> int:
-    """Visual tokens kept at token granularity: int((1-p)*V) in IEEE double (released code)."""
-    return int((1 - p) * visual_tokens)
-
-
-def blocks_kept(prunable_blocks: int, p: float) -> int:
-    """Blocks kept of n prunable ones: n - int(p*n + 1e-9).
-
-    The 1e-9 undoes binary rounding: 0.29 * 100 is 28.999..., and p = 0.29 drops 29 of 100 blocks.
-    """
-    return prunable_blocks - int(p * prunable_blocks + 1e-9)
 
 
 def token_keep_table(p: float, max_tokens: int) -> Tensor:

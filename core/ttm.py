@@ -12,18 +12,17 @@ tokens differ by about one grid step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .errors import DyCokeError
+
+if TYPE_CHECKING:
+    from torch import LongTensor, Tensor
 
 SIMILARITY_GRID = 2.0**-20
 
 
-def ttm_select(
-    features: Tensor, k: float, mode: str = "paper", *, seed: int = 0
-) -> torch.LongTensor:
+def ttm_select(features: Tensor, k: float, mode: str = "paper", *, seed: int = 0) -> LongTensor:
     """Indices of the surviving tokens, in output order.
 
     features: [F, N, D], fp32 / fp16 / bf16, finite; F >= 1 frames of N >= 1 tokens.
@@ -36,6 +35,8 @@ def ttm_select(
     Raises DyCokeError where `reference` has no answer (F <= 4), ValueError for a wrong shape.
     Follows the paper's section 3.2; `reference` follows the released code at commit dd74634.
     """
+    import torch
+
     if features.dim() != 3 or 0 in features.shape[:2]:
         raise ValueError(f"features must be [F, N, D] with F, N >= 1, got {list(features.shape)}")
     frames, tokens = features.shape[:2]
@@ -97,6 +98,8 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
 
 def similarity_steps(a: Tensor, b: Tensor) -> Tensor:
     """The same in steps of the grid: whole numbers up to 2^20, as fp32."""
+    import torch
+
     a, b = a.float(), b.float()
     norms = a.norm(dim=-1) * b.norm(dim=-1)
     # No division by zero, even where its result is not taken: engines may trap NaN.

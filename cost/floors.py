@@ -11,9 +11,9 @@ from typing import Literal
 
 from ..compress.base import survivor_count
 from ..core.config import DyCokeConfig
+from ..core.counts import blocks_kept, tokens_kept
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
-from ..core.reselection import blocks_kept, tokens_kept
 from .dims import ModelDims
 from .flops import true_decode_flops, true_prefill_flops, true_vision_flops
 from .gpus import Gpu

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.config import DyCokeConfig
-from ..core.reselection import blocks_kept
+from ..core.counts import blocks_kept
 from .plugin_fields import rope_fields, score_fields, select_fields
 from .plugin_interfaces import add_plugin, create_plugin
 from .plugin_nodes import ROPE, ROPE_INPUTS, SCORE, SCORE_INPUTS, SELECT, SELECT_INPUTS

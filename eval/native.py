@@ -9,8 +9,8 @@ import torch
 
 from ..bundle.paths import LLM
 from ..core.config import DyCokeConfig
+from ..core.counts import tokens_kept
 from ..core.dtype import Dtype
-from ..core.reselection import tokens_kept
 from ..demo.tokenizer import prompt_prefix, prompt_suffix
 from ..export.checkpoint import open_checkpoint
 from ..export.llm import export_llm

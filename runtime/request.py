@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..core.errors import DyCokeError
 from .sampling import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Finish = Literal["end", "stop", "length", "cancelled", "failed"]
 

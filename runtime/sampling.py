@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..core.errors import DyCokeError
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class Sampling:
     def greedy(self) -> bool:
         return self.top_k == 1 or self.temperature == 0
 
-    def generator(self) -> torch.Generator:
+    def generator(self) -> Generator:
         """The request's own random numbers: neighbours in a batch do not disturb them."""
+        import torch
+
         generator = torch.Generator()
         if self.seed is None:
             generator.seed()
@@ -52,7 +55,7 @@ class Sampling:
         return generator
 
 
-def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+def sample(logits: Tensor, sampling: Sampling, generator: Generator) -> int:
     """One token id from fp32 logits [vocab]; ties of greedy go to the lowest id.
 
     Raises FloatingPointError for logits of which the largest is no finite number.
@@ -74,7 +77,7 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> in
         cut = probabilities.cumsum(-1) - probabilities >= sampling.top_p
         cut[0] = False
         probabilities = probabilities.masked_fill(cut, 0.0)
-    chosen = torch.multinomial(probabilities.cpu(), 1, generator=generator)
+    chosen = probabilities.cpu().multinomial(1, generator=generator)
     return int(ids[int(chosen)])
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.decisions import Decision
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class StepTrace(NamedTuple):

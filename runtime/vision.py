@@ -6,13 +6,13 @@ Native is `vision_ttm.onnx` in ONNX Runtime on a CPU, and the same module in tor
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from ..bundle.paths import RECORD, VISION_FILES, VISION_GRAPH, engine_directory, rtx_directory
 from ..core.errors import DyCokeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NATIVE, TENSORRT, RTX = "native", "tensorrt", "rtx"
 KINDS = (NATIVE, TENSORRT, RTX)
@@ -48,6 +48,8 @@ def load_vision(
     if build == "cpu":
         with checked_parts(bundle, *VISION_FILES):
             return OnnxVision(bundle, threads)
+    import torch
+
     from .gpu import find_gpu
     from .vision_torch import TorchVision
 
@@ -125,5 +127,7 @@ class OnnxVision:
 
     def __call__(self, frames: Tensor) -> Tensor:
         """frames: uint8 [B, F, 3, S, S], F a multiple of 4 -> [B, M+1, hidden] in its dtype."""
+        import torch
+
         (embeddings,) = self._session.run(["visual_embeds"], {"frames": frames.numpy()})
         return torch.from_numpy(embeddings)

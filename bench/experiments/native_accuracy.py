@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ...core.config import BlockReduce, DyCokeConfig
-from ...core.reselection import tokens_kept
+from ...core.counts import tokens_kept
 from ...demo import MODEL_DIR
 from ...demo.shapes import HELD_OUT_SEEDS, make_sample
 from ...eval.native import NativeAnswerer, block_rate

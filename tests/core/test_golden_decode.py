@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from dycoke_trt.core.counts import tokens_kept
 from dycoke_trt.core.decisions import Decision, GateMode
-from dycoke_trt.core.reselection import attended, gate, select_tokens, token_keep_table, tokens_kept
+from dycoke_trt.core.reselection import attended, gate, select_tokens, token_keep_table
 from safetensors import safe_open
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

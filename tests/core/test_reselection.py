@@ -4,19 +4,18 @@ import pytest
 import torch
 from dycoke_trt.core import pool as kv_pool
 from dycoke_trt.core.attention import masked_attention, paged_attention
+from dycoke_trt.core.counts import blocks_kept, tokens_kept
 from dycoke_trt.core.decisions import Decision, GateMode
 from dycoke_trt.core.pool import PoolLayout, encode_table
 from dycoke_trt.core.reselection import (
     attended,
     block_keep_table,
-    blocks_kept,
     compact_block_table,
     gate,
     prunable_blocks,
     select_blocks,
     select_tokens,
     token_keep_table,
-    tokens_kept,
     visual_scores,
 )
 from hypothesis import given

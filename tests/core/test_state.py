@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from dycoke_trt.core.counts import blocks_kept
 from dycoke_trt.core.decisions import Decision, GateMode
-from dycoke_trt.core.reselection import block_keep_table, blocks_kept, visual_scores
+from dycoke_trt.core.reselection import block_keep_table, visual_scores
 from dycoke_trt.core.state import (
     Reselection,
     ReselectionState,

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
@@ -18,8 +18,10 @@ from ...bundle.manifest import Manifest
 from ...core.decisions import Decision
 from ...runtime.llm import LlmEngine
 from ...runtime.request import Event
-from .llm_request import LlmRequest
 from .metric_families import new_family
+
+if TYPE_CHECKING:
+    from .llm_request import LlmRequest
 
 PUBLISH_SECONDS = 0.01
 _GAUGES = ("running", "waiting", "used", "blocks")
