@@ -1,4 +1,5 @@
-# setup: an environment in .venv; test: lint, types, tests; demo: the product end to end.
+# setup: an environment in .venv; test: lint, types, tests; check: a part of it, for what changed;
+# demo: the product end to end.
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
@@ -16,7 +17,7 @@ if find_spec("ensurepip") is None:
 endef
 export CHECK_PYTHON
 
-.PHONY: setup test lint types numpy2 pytest kernel-grid gpu gpu-sanitize gpu-session plugin-release demo clean
+.PHONY: setup test check lint types numpy2 pytest kernel-grid gpu gpu-sanitize gpu-session plugin-release demo clean
 
 setup: $(STAMP)
 
@@ -27,6 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: lint types numpy2 pytest
+
+check: lint types
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $$($(BIN)/python tests/changed.py)
 
 lint: setup
 	$(BIN)/ruff check .
