@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from dycoke_trt.core.config import DyCokeConfig
@@ -17,48 +19,67 @@ from dycoke_trt.runtime.request import Event, Request
 from dycoke_trt.tests.support import demo_bundle
 
 SAMPLES = 100
+MAX_TOKENS = 80
+
+
+class Generated(NamedTuple):
+    """What transformers answers. margins: from the likeliest token to the next, of each step."""
+
+    tokens: list[int]
+    margins: list[float]
+
+
+def generate(
+    plain: Answerer, prompts: list[list[int]], videos: list[torch.Tensor]
+) -> Iterator[Generated]:
+    """Greedy answers to prompts of equal length, in one batch, without their end tokens."""
+    ends = plain.model.generation_config.eos_token_id
+    with torch.no_grad():
+        whole: Any = plain.model.generate(
+            input_ids=torch.tensor(prompts),
+            attention_mask=torch.ones(len(prompts), len(prompts[0]), dtype=torch.int64),
+            pixel_values_videos=torch.stack([to_pixels(frames) for frames in videos]),
+            max_new_tokens=MAX_TOKENS,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+    top = torch.stack(whole.scores, dim=1).topk(2).values
+    margins = (top[..., 0] - top[..., 1]).tolist()
+    for row, answer in enumerate(whole.sequences[:, len(prompts[0]) :].tolist()):
+        end = next(i for i, token in enumerate(answer) if token in ends)
+        yield Generated(answer[:end], margins[row])
 
 
 def test_without_compression_tokens_equal_generate() -> None:
     """Greedy tokens of 100 held-out samples, all in flight at once in the native backend."""
     pipeline = Pipeline(demo_bundle(DyCokeConfig.off()), kv_tokens=90_000, tokens_per_block=8)
     plain = Answerer(MODEL_DIR)
-    events: dict[str, list[Event]] = {}
-    expected: dict[str, torch.Tensor] = {}
-    margins: dict[str, torch.Tensor] = {}
+    events: dict[int, list[Event]] = {}
+    by_length: defaultdict[int, list[tuple[int, list[int], torch.Tensor]]] = defaultdict(list)
     for seed in HELD_OUT_SEEDS[:SAMPLES]:
-        sample, name = make_sample(seed), str(seed)
+        sample = make_sample(seed)
         frames = torch.from_numpy(round_trip(sample.frames))
         visual = pipeline.manifest.visual_tokens(len(frames))
         prompt = pipeline.prompts.build(sample.question, visual)
-        text = build_prompt(sample.question, visual)
-        inputs = plain.tokenizer(text, return_tensors="pt")
-        assert len(prompt) == inputs.input_ids.shape[1]
-        with torch.no_grad():
-            whole: Any = plain.model.generate(
-                **inputs,
-                pixel_values_videos=to_pixels(frames)[None],
-                max_new_tokens=80,
-                do_sample=False,
-                output_scores=True,
-                return_dict_in_generate=True,
-            )
-        expected[name] = whole.sequences[0, len(prompt) :]
-        top = torch.stack(whole.scores)[:, 0].topk(2).values
-        margins[name] = top[:, 0] - top[:, 1]
-        events[name] = []
+        ids = plain.tokenizer(build_prompt(sample.question, visual)).input_ids
+        assert len(prompt) == len(ids)
+        by_length[len(ids)].append((seed, ids, frames))
+        events[seed] = []
         embeddings = pipeline.embed_video(frames)
         ends = frozenset(pipeline.manifest.end_ids)
         pipeline.engine.submit(
-            Request(name, prompt, 80, events[name].append, embeddings, end_ids=ends)
+            Request(str(seed), prompt, MAX_TOKENS, events[seed].append, embeddings, end_ids=ends)
         )
     pipeline.engine.run_until_idle()
-    for name, tokens in expected.items():
-        got = [token for event in events[name] for token in event.tokens]
-        wanted = tokens.tolist()[:-1]  # the end token is not delivered
-        if got != wanted:
-            first = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b)
-            assert margins[name][first] < 1e-5, (name, first)
+    for batch in by_length.values():
+        seeds, prompts, videos = map(list, zip(*batch, strict=True))
+        for seed, wanted in zip(seeds, generate(plain, prompts, videos), strict=True):
+            got = [token for event in events[seed] for token in event.tokens]
+            if got != wanted.tokens:
+                pairs = zip(got, wanted.tokens, strict=False)
+                first = next(i for i, (a, b) in enumerate(pairs) if a != b)
+                assert wanted.margins[first] < 1e-5, (seed, first)
     assert pipeline.engine.blocks.free == pipeline.engine.blocks.num_blocks
 
 
