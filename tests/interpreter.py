@@ -6,12 +6,8 @@ folders in processes of their own with TRITON_INTERPRET=1; without that and a GP
 
 from __future__ import annotations
 
-import inspect
 import os
-from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -25,26 +21,3 @@ def mark_gpu(items: list[pytest.Item], folder: Path) -> None:
         for item in items:
             if folder in item.path.parents:
                 item.add_marker(pytest.mark.gpu)
-
-
-def look_up_builtins_once() -> None:
-    """Triton's interpreter reads and sorts all members of its language at every call of a device
-    function, to replace the few that are builtins: 40 % of these tests' time."""
-    from triton.language.core import is_builtin
-    from triton.runtime import interpreter
-
-    @cache
-    def names(package: ModuleType | type) -> list[str]:
-        return [name for name, member in inspect.getmembers(package) if is_builtin(member)]
-
-    def patch_builtin(package: ModuleType | type, *rest: Any) -> None:
-        for name in names(package):
-            if is_builtin(member := getattr(package, name)):  # not replaced yet
-                interpreter._patch_attr(package, name, member, *rest)
-
-    assert callable(interpreter._patch_builtin)
-    interpreter._patch_builtin = patch_builtin
-
-
-if INTERPRETED:
-    look_up_builtins_once()
