@@ -1,4 +1,4 @@
-"""Whether kernels run in Triton's interpreter, and two repairs: of its use of numpy, of its speed."""
+"""Whether kernels run in Triton's interpreter, and repairs: of its use of numpy, of its speed."""
 
 from __future__ import annotations
 
