@@ -12,7 +12,7 @@ from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.runtime.native.load import load_built_engine
 from dycoke_trt.runtime.prompt import load_tokenizer
 from dycoke_trt.runtime.vision import load_vision
-from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
+from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke, spawned
 
 
 def damaged(tmp_path: Path, name: str, offset: int, size: int = 1) -> Path:
@@ -32,7 +32,7 @@ def test_weights_are_checked(tmp_path: Path) -> None:
     with pytest.raises(DyCokeError, match=r"rank0\.safetensors has sha256 \w+\.\.\., .* says"):
         load_built_engine(bundle)
     free = [option for name in ("http", "grpc", "metrics") for option in (f"--{name}-port", "0")]
-    done = dycoke("serve", bundle, "--threads", "1", *free, "--log-file", tmp_path / "log")
+    done = spawned("serve", bundle, "--threads", "1", *free, "--log-file", tmp_path / "log")
     assert done.returncode == 2
     assert done.stdout == ""
     assert "rank0.safetensors has sha256" in done.stderr.splitlines()[-1]
