@@ -107,7 +107,7 @@ def _bindings() -> Finding:
         return Finding(name, "missing", "none", "TensorRT-LLM is not installed")
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "dycoke_trt.runtime.trtllm.check"],
+            [sys.executable, "-m", "dycoke_trt.runtime.trtllm.check_bindings"],
             capture_output=True, text=True, check=False, timeout=_BINDINGS_TIMEOUT,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

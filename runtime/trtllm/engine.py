@@ -22,8 +22,8 @@ from ..limits import RequestLimits
 from ..request import Event, Finish, Request, check_request
 from ..selection import SelectionCounts
 from ..sequence import Sequence
-from .config import check_limits, executor_config, executor_request
 from .counters import counters_path, read_counters
+from .executor_config import check_limits, executor_config, executor_request
 from .plugin import COUNTERS
 
 _PATIENCE = timedelta(milliseconds=20)  # how long a step waits for responses

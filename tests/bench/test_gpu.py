@@ -16,7 +16,7 @@ from dycoke_trt.bench.experiments.gpu.__main__ import (
     Sizes,
     measure,
 )
-from dycoke_trt.bench.experiments.gpu.targets import target_lines, targets
+from dycoke_trt.bench.experiments.gpu.aims import target_lines, targets
 from dycoke_trt.cost.dims import preset
 
 RATES = {"read_bytes_per_s": 4e12, "copy_bytes_per_s": 4e12, "bf16_flops": 7e14}

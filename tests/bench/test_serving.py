@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from dycoke_trt.bench.experiments.serving.__main__ import figures, summarise
-from dycoke_trt.bench.experiments.serving.load import Outcome, cpu_seconds
+from dycoke_trt.bench.experiments.serving.sides import Outcome, cpu_seconds
 
 
 def process(proc: Path, pid: int, parent: int, *ticks: int) -> None:

@@ -28,9 +28,9 @@ from ....cost.dims import LlmDims, ModelDims, VisionDims, preset
 from ....cost.floors import Workload, floors
 from ....cost.gpus import Gpu
 from . import serving
+from .aims import target_lines, targets
 from .kernels import time_kernels
 from .rates import CUDA, clocks, describe_gpu, measure_rates
-from .targets import target_lines, targets
 
 TINY = ModelDims(
     "tiny", LlmDims(2, 32, 64, 4, 2, 8, 64, True), VisionDims(1, 72, 96, 2, 4)

@@ -18,8 +18,8 @@ from ....kernels.fused import add_norm, swiglu
 from ....kernels.rotary import rotary, rotary_table
 from ....kernels.score import MOST_SPLITS, ScoreWorkspace, reduce_scores, score_logits
 from ....kernels.select import SelectionOutput, select
+from .aims import ATTENTION, SELECT_PATH
 from .rates import CUDA, DEVICE, seconds
-from .targets import ATTENTION, SELECT_PATH
 
 
 def time_kernels(

@@ -39,7 +39,7 @@ from ....triton_repo.launcher import serving
 from ....triton_repo.repository import write_repository
 from ...machine import machine
 from ...make_checkpoint import make_servable
-from .load import Load, Outcome, Side, cpu_seconds, side
+from .sides import Outcome, Rounds, Side, cpu_seconds, side
 
 LOCAL = "in-process"
 IDLE_SECONDS = 5.0
@@ -58,19 +58,19 @@ class Setting:
     layers: int
     threads: int
     tokens_per_block: int
-    loads: tuple[Load, ...]
+    loads: tuple[Rounds, ...]
     served: tuple[str, ...]
 
 
 def demo() -> Setting:
     """Rounds such that a side's time is many ticks of the clock that counts it."""
-    loads = [Load("", streams, max(2, 16 // streams), 8, 128) for streams in (1, 4, 16)]
+    loads = [Rounds("", streams, max(2, 16 // streams), 8, 128) for streams in (1, 4, 16)]
     return Setting("demo", 0, 1, 8, tuple(loads), (ENSEMBLE, BLS))
 
 
 def large(layers: int) -> Setting:
     threads = os.cpu_count() or 1
-    return Setting("0.5B", layers, threads, 16, (Load("", 4, 1, 8, 32),), (ENSEMBLE,))
+    return Setting("0.5B", layers, threads, 16, (Rounds("", 4, 1, 8, 32),), (ENSEMBLE,))
 
 
 @contextmanager
@@ -107,7 +107,7 @@ class Bench:
         time.sleep(IDLE_SECONDS)
         return (cpu_seconds(self._server) - before) / IDLE_SECONDS
 
-    def repeat(self, loads: Sequence[Load], served: Sequence[str], *, keep: bool = True) -> None:
+    def repeat(self, loads: Sequence[Rounds], served: Sequence[str], *, keep: bool = True) -> None:
         """All loads on all sides once, in turns."""
         for load in loads:
             for name in (LOCAL, *served):
@@ -116,7 +116,7 @@ class Bench:
                     self.runs.setdefault(f"{name} x{load.streams}", []).append(run)
                     print(f"{name} x{load.streams}", json.dumps(run), flush=True)
 
-    def _run(self, name: str, load: Load) -> dict[str, float]:
+    def _run(self, name: str, load: Rounds) -> dict[str, float]:
         side, pid = self._client, self._server
         if name == LOCAL:
             side, pid = self._local, self._local.pid
@@ -171,8 +171,8 @@ def run_setting(setting: Setting, repeats: int) -> Iterator[dict[str, Any]]:
         threads = f"--vision-threads={setting.threads}"
         with (
             serving(repository, environment=environment) as server,
-            side("client", server.grpc, environment=environment) as client,
-            side("local", str(bundle), threads, environment=environment) as local,
+            side("server_side", server.grpc, environment=environment) as client,
+            side("local_side", str(bundle), threads, environment=environment) as local,
         ):
             bench = Bench(server.pid, client, local)
             warm = replace(setting.loads[0], rounds=1, tokens=4)

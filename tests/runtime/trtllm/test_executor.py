@@ -22,7 +22,7 @@ from dycoke_trt.runtime.prompt import PromptBuilder
 from dycoke_trt.runtime.request import Event, Request
 from dycoke_trt.runtime.resize import resize
 from dycoke_trt.runtime.sampling import Sampling
-from dycoke_trt.runtime.trtllm.config import executor_request, sampling_config
+from dycoke_trt.runtime.trtllm.executor_config import executor_request, sampling_config
 from dycoke_trt.runtime.vision import OnnxVision
 from dycoke_trt.tests.runtime.trtllm.conftest import PRUNED, STOCK, Backend
 from dycoke_trt.tests.trtllm_standin import values as bindings

@@ -23,7 +23,7 @@ SIDE = 128  # pixels; not the tower's, so that frames are resized as those of a 
 
 
 @dataclass(frozen=True)
-class Load:
+class Rounds:
     """`rounds` times: `streams` requests at once, awaited together.
 
     Each asks about a video of `frames` frames for exactly `tokens` tokens. model: of the server.
@@ -60,11 +60,11 @@ class Outcome:
             self.first.append(times[0][0] - begun)
 
 
-def answer_loads(run: Callable[[Load], Outcome]) -> None:
+def answer_loads(run: Callable[[Rounds], Outcome]) -> None:
     """A side's main loop."""
     print("ready", flush=True)
     for line in sys.stdin:
-        print(json.dumps(asdict(run(Load(**json.loads(line))))), flush=True)
+        print(json.dumps(asdict(run(Rounds(**json.loads(line))))), flush=True)
 
 
 class Side:
@@ -75,7 +75,7 @@ class Side:
         self._process = process
         self._read()
 
-    def run(self, load: Load) -> Outcome:
+    def run(self, load: Rounds) -> Outcome:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(load)) + "\n")
         self._process.stdin.flush()

@@ -1,7 +1,7 @@
 """Whether the executor bindings of the TensorRT-LLM that is installed are those that we call.
 
 Every configuration that serving makes is made once, with the names and types of a real one. Run as
-`python -m dycoke_trt.runtime.trtllm.check`: what is compiled may print, or end the process.
+`python -m dycoke_trt.runtime.trtllm.check_bindings`: what is compiled may print, or end it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from ...bundle.record import EngineRecord
 from ..request import Request
 from ..sampling import Sampling
-from .config import executor_config, executor_request
+from .executor_config import executor_config, executor_request
 
 METHODS = (
     "await_responses", "can_enqueue_requests", "cancel_request", "enqueue_request",

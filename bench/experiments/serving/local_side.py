@@ -24,7 +24,7 @@ from ....runtime.preparation import Preparation
 from ....runtime.request import Event, Request
 from ....runtime.stop_words import unpack_words
 from ....runtime.vision import OnnxVision
-from .load import QUESTION, Load, Outcome, answer_loads
+from .sides import QUESTION, Outcome, Rounds, answer_loads
 
 
 class Local:
@@ -36,7 +36,7 @@ class Local:
         self._engine = load_built_engine(bundle)
         threading.Thread(target=self._schedule, daemon=True).start()
 
-    def run(self, load: Load) -> Outcome:
+    def run(self, load: Rounds) -> Outcome:
         outcome = Outcome()
         video = load.video()
         for _ in range(load.rounds):

@@ -2,9 +2,9 @@
 
 `bindings` is the module tensorrt_llm.bindings.executor everywhere. Followed: NVIDIA/TensorRT-LLM
 cpp/tensorrt_llm/nanobind/executor/{executorConfig,request}.cpp at 008b2b8d, a commit before 1.2
-(names, defaults, and which arguments are keywords; check.py tries them on what is installed);
-kernels/samplingTopKKernels.h (most top_k) and executor.h (a prompt embedding table is [V, hidden]
-in the model's dtype) of 0.17.
+(names, defaults, and which arguments are keywords; check_bindings.py tries them on what is
+installed); kernels/samplingTopKKernels.h (most top_k) and executor.h (a prompt embedding table is
+[V, hidden] in the model's dtype) of 0.17.
 """
 
 from __future__ import annotations

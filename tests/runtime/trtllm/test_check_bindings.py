@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dycoke_trt.runtime.trtllm.check import METHODS, check_bindings
+from dycoke_trt.runtime.trtllm.check_bindings import METHODS, check_bindings
 from dycoke_trt.tests.trtllm_standin import values
 from dycoke_trt.tests.trtllm_standin.build import FOLDER
 
