@@ -12,18 +12,18 @@ from typing import Any
 
 def machine(*packages: str) -> dict[str, Any]:
     """Processor, memory, versions and the commit of the checkout (with + if it has changes)."""
-    found = {}
+    versions = {}
     for name in packages:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
+            versions[name] = "absent"
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "python": platform.python_version(),
-        "versions": found,
+        "versions": versions,
         "commit": _commit(),
     }
 

@@ -140,14 +140,14 @@ def _numbers(option: str, text: str, kind: Any) -> list[Any]:
     from ..core.errors import DyCokeError
 
     try:
-        found = [kind(part) for part in text.split(",")]
+        values = [kind(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if not found or len(set(found)) < len(found):
+        values = []
+    if not values or len(set(values)) < len(values):
         raise DyCokeError(
             f"{option} {text!r} is not allowed; allowed: different numbers, as in 1,2"
         )
-    return found
+    return values
 
 
 def _questions(
@@ -174,11 +174,11 @@ def _questions(
         raise DyCokeError(f"--samples {samples} has no effect without --suite")
     if suite is not None:
         require("av", extra="demo")
-        found = shapes_questions(32 if samples is None else samples, frames, max_tokens)
-        return found, f"{len(found)} held-out samples of the shapes suite"
+        questions = shapes_questions(32 if samples is None else samples, frames, max_tokens)
+        return questions, f"{len(questions)} held-out samples of the shapes suite"
     if file is not None:
-        found = read_questions(file, frames, max_tokens, size)
-        return found, f"{len(found)} questions of {file.name}"
+        questions = read_questions(file, frames, max_tokens, size)
+        return questions, f"{len(questions)} questions of {file.name}"
     assert video is not None
     assert question is not None
     asked = question_about(video, question, frames, max_tokens, size)
@@ -219,7 +219,7 @@ def _servers(wanted: Sequence[str]) -> Iterator[list[Target]]:
             address = target if runs else stack.enter_context(_started(Path(target)))
             targets.append(Target(target if runs else Path(target).resolve().name, address))
         if len({target.name for target in targets}) < len(targets):
-            targets = [Target(t, found.address) for t, found in zip(wanted, targets, strict=True)]
+            targets = [Target(t, target.address) for t, target in zip(wanted, targets, strict=True)]
         yield targets
 
 
@@ -229,11 +229,11 @@ def _started(bundle: Path) -> Iterator[str]:
     from ..triton_repo.repository import write_repository
     from ..triton_repo.tritonserver import find_tritonserver
 
-    found = find_tritonserver()
+    tritonserver = find_tritonserver()
     with TemporaryDirectory(prefix="dycoke-models-") as folder:
         repository = Path(folder) / "models"
-        write_repository(bundle, repository, triton_version=found.version)
-        with serving(repository, tritonserver=found) as server:
+        write_repository(bundle, repository, triton_version=tritonserver.version)
+        with serving(repository, tritonserver=tritonserver) as server:
             yield server.grpc
 
 

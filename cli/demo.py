@@ -43,7 +43,7 @@ def demo(
     from ..triton_repo.tritonserver import find_tritonserver
     from ..verify.run import verify_bundle
 
-    found = find_tritonserver()
+    tritonserver = find_tritonserver()
     with _stage("export") as note:
         manifest = export_bundle(
             MODEL_DIR, output, DyCokeConfig(**RATES), dtype="float32", replace=True
@@ -68,10 +68,10 @@ def demo(
     table = Table("question", "answer", "truth")
     wrong, slowest = 0, 0.0
     with TemporaryDirectory(prefix="dycoke-models-") as folder:
-        write_repository(output, Path(folder) / "models", triton_version=found.version)
+        write_repository(output, Path(folder) / "models", triton_version=tritonserver.version)
         begun = time.perf_counter()
-        with serving(Path(folder) / "models", tritonserver=found) as server:
-            _line("serve", begun, f"tritonserver {found.version} at {server.grpc}")
+        with serving(Path(folder) / "models", tritonserver=tritonserver) as server:
+            _line("serve", begun, f"tritonserver {tritonserver.version} at {server.grpc}")
             with _stage("ask") as note:
                 for clip in clips:
                     video = CLIPS_DIR / clip["file"]

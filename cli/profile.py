@@ -76,10 +76,10 @@ def profile(
     )  # fmt: skip
     if mode == "server" or nsys is not None:
         source = "nsys" if source == "auto" else source
-    found = _find(source, nsys)
+    profiler = _find(source, nsys)
     floors_of = _gpu(gpu, bandwidth, tflops)
     summary = record(
-        plan, output, nsys=found, fall_back=source == "auto", gpu=floors_of, say=_warn
+        plan, output, nsys=profiler, fall_back=source == "auto", gpu=floors_of, say=_warn
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
@@ -116,7 +116,7 @@ def _find(source: str, path: Path | None) -> Any:
             raise DyCokeError(f"--nsys {path} has no effect with --source torch")
         return None
     try:
-        found = find_nsys(path)
+        profiler = find_nsys(path)
         if find_spec("nvtx") is None:
             raise DyCokeError("nvtx is not installed; run: pip install 'dycoke-trt[profile]'")
     except DyCokeError as error:
@@ -124,7 +124,7 @@ def _find(source: str, path: Path | None) -> Any:
             raise
         _warn(f"{error}: recording with torch.profiler")
         return None
-    return found
+    return profiler
 
 
 def _gpu(name: str | None, bandwidth: float | None, tflops: float | None) -> Gpu | None:
@@ -132,8 +132,8 @@ def _gpu(name: str | None, bandwidth: float | None, tflops: float | None) -> Gpu
 
     if name is None and bandwidth is None and tflops is None:
         return None
-    found: Gpu = device(name, bandwidth, tflops)
-    return found
+    gpu: Gpu = device(name, bandwidth, tflops)
+    return gpu
 
 
 def _warn(text: str) -> None:

@@ -115,17 +115,17 @@ def serve(
             raise DyCokeError(f"{option} {value} is not allowed; allowed: a number >= 0")
     categories = parse_open(opened)
     ports = choose_ports(Ports(http_port, grpc_port, metrics_port, host))
-    found = find_tritonserver(tritonserver)
-    engines = _Engines.of(bundle, target, counters, llm, plugin, found)
+    triton = find_tritonserver(tritonserver)
+    engines = _Engines.of(bundle, target, counters, llm, plugin, triton)
     chosen = choose_vision(vision, target, native=engines.native)
-    has_plan_backend = found.backend_library(PLAN_BACKEND).is_file()
+    has_plan_backend = triton.backend_library(PLAN_BACKEND).is_file()
     _check_vision(bundle, chosen, plan_backend=has_plan_backend)
     with _terminated_like_interrupted(), _folder(repository) as folder:
         try:
             write_repository(
                 bundle,
                 folder,
-                triton_version=found.version,
+                triton_version=triton.version,
                 build=target,
                 llm=engines.llm,
                 vision=chosen,
@@ -135,14 +135,14 @@ def serve(
                 limits=videos,
                 requests=requests,
             )
-            _say(f"tritonserver {found.version} ({found.source}), models in {folder}")
-            if known := advice(parse_version(found.version)):
+            _say(f"tritonserver {triton.version} ({triton.source}), models in {folder}")
+            if known := advice(parse_version(triton.version)):
                 _say(f"[yellow]{known}[/]; docs/serving.md")
 
             def start() -> AbstractContextManager[RunningServer]:
                 return serving(
                     folder,
-                    tritonserver=found,
+                    tritonserver=triton,
                     ports=ports,
                     environment={
                         **({"OMP_NUM_THREADS": str(threads)} if threads else {}),

@@ -245,11 +245,11 @@ def _activations(model: Model, packed: int, batch: int) -> int:
 def _videos(model: Model, blocks: int, block: int) -> tuple[Videos, ...]:
     frames = [n for n in (8, 16, 32, 64, 128) if n < model.max_frames] + [model.max_frames]
     rates = (0.0,) if model.config.k == 0 else (0.0, model.config.k)
-    found = []
+    videos = []
     for count in frames:
         for k in rates:
             visual = model.visual_tokens(count, k)
             tokens = visual + VIDEO_TEXT + VIDEO_ANSWER
             if tokens <= model.max_positions:
-                found.append(Videos(count, k, visual, blocks // -(-tokens // block)))
-    return tuple(found)
+                videos.append(Videos(count, k, visual, blocks // -(-tokens // block)))
+    return tuple(videos)

@@ -93,20 +93,20 @@ def _gpu() -> list[Finding]:
 
 
 def _package(name: str, expected: str, *distributions: str) -> Finding:
-    found = version_of(*distributions)
-    if found is None:
+    number = version_of(*distributions)
+    if number is None:
         return Finding(name, "missing", "not installed")
-    if expected and not (found + ".").startswith(expected + "."):
-        return Finding(name, "warning", found, f"written for {expected}")
-    return Finding(name, "ok", found)
+    if expected and not (number + ".").startswith(expected + "."):
+        return Finding(name, "warning", number, f"written for {expected}")
+    return Finding(name, "ok", number)
 
 
 def _torch() -> Finding:
     """Builds for a CPU say so in their version; importing torch to ask would take seconds."""
-    found, name = version_of("torch"), "PyTorch for CUDA"
-    if found is None or found.endswith("+cpu"):
-        return Finding(name, "missing", found or "not installed")
-    return Finding(name, "ok", found)
+    number, name = version_of("torch"), "PyTorch for CUDA"
+    if number is None or number.endswith("+cpu"):
+        return Finding(name, "missing", number or "not installed")
+    return Finding(name, "ok", number)
 
 
 def _plugin() -> Finding:

@@ -130,14 +130,14 @@ class NetworkTypes:
     def constants_into(self, nodes: Iterable[str], described: set[str]) -> set[str]:
         """Of these nodes and of those before them that no layer of the engine computes any more:
         what they would have computed is a constant now."""
-        found, waiting, seen = set[str](), list(nodes), set[str]()
+        constants, waiting, seen = set[str](), list(nodes), set[str]()
         while waiting:
             node = waiting.pop()
             if node not in seen:
                 seen.add(node)
-                found |= self._constants[node]
+                constants |= self._constants[node]
                 waiting += self._sources[node] - described
-        return found
+        return constants
 
 
 def _type(tensor: Any) -> str:

@@ -65,8 +65,8 @@ def build_command(
 def build_environment(bundle: Path, library: Path | None, interface: str) -> dict[str, str]:
     """This process's environment and what the model class looks up."""
     kernels = str((bundle / KERNELS_FOLDER).resolve())
-    found = dict(os.environ) | {KERNELS: kernels, INTERFACE: interface}
-    return found | ({LIBRARY_VARIABLE: str(library)} if library else {})
+    environment = dict(os.environ) | {KERNELS: kernels, INTERFACE: interface}
+    return environment | ({LIBRARY_VARIABLE: str(library)} if library else {})
 
 
 def check_kernels(bundle: Path, manifest: Manifest, plan: BuildPlan) -> None:

@@ -69,11 +69,11 @@ def needed_versions(library: bytes) -> dict[str, tuple[int, ...]]:
 
     From the names in its string table, where they stand for themselves.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    newest: dict[str, tuple[int, ...]] = {}
     for kind, number in re.findall(rb"\0(GLIBC|GLIBCXX|CXXABI|GCC)_(\d[\d.]*)(?=\0)", library):
         numbers = tuple(map(int, number.split(b".")))
-        found[kind.decode()] = max(found.get(kind.decode(), numbers), numbers)
-    return found
+        newest[kind.decode()] = max(newest.get(kind.decode(), numbers), numbers)
+    return newest
 
 
 def check_release(library: Path) -> None:

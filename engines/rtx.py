@@ -180,16 +180,16 @@ def check_io(engine: CompiledEngine, manifest: Manifest, who: str) -> None:
     for name, (mode, tensor) in wanted.items():
         if not engine.io:
             return
-        found_mode, found = engine.io.get(name, ("nothing", Tensor(name, (), "")))
-        sizes = zip(found.shape, tensor.shape, strict=False)
+        built_mode, built = engine.io.get(name, ("nothing", Tensor(name, (), "")))
+        sizes = zip(built.shape, tensor.shape, strict=False)
         if (
-            (found_mode, found.dtype, len(found.shape)) != (mode, tensor.dtype, len(tensor.shape))
+            (built_mode, built.dtype, len(built.shape)) != (mode, tensor.dtype, len(tensor.shape))
             or any(expected >= 0 and size != expected for size, expected in sizes)
             or set(engine.io) != set(wanted)
         ):
             raise DyCokeError(
-                f"{who} has {', '.join(engine.io)}, {name} as {found_mode} {found.dtype} "
-                f"{list(found.shape)}; the manifest says {mode} {tensor.dtype} "
+                f"{who} has {', '.join(engine.io)}, {name} as {built_mode} {built.dtype} "
+                f"{list(built.shape)}; the manifest says {mode} {tensor.dtype} "
                 f"{list(tensor.shape)}"
             )
 

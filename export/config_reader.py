@@ -41,9 +41,9 @@ class ConfigReader:
     def equals(
         self, values: Mapping[str, Any], key: str, allowed: Any, *, default: Any, section: str = ""
     ) -> None:
-        if (found := values.get(key, default)) != allowed:
+        if (value := values.get(key, default)) != allowed:
             prefix = f"{section}." if section else ""
-            raise self.refusal(f"{prefix}{key}={found!r}", repr(allowed))
+            raise self.refusal(f"{prefix}{key}={value!r}", repr(allowed))
 
     def refusal(self, found: str, allowed: str) -> DyCokeError:
         return DyCokeError(f"{self.where}: {found} is not supported; allowed: {allowed}")

@@ -40,10 +40,10 @@ def find_gpu() -> torch.device:
             f"torch {torch.__version__} sees no GPU here{reason}; look at `dycoke doctor` and "
             "CUDA_VISIBLE_DEVICES, or use --target cpu"
         )
-    if (found := torch.cuda.get_device_capability(0)) < OLDEST:
+    if (capability := torch.cuda.get_device_capability(0)) < OLDEST:
         raise DyCokeError(
-            f"{torch.cuda.get_device_name(0)} is sm_{found[0]}{found[1]}; the native backend needs "
-            f"sm_{OLDEST[0]}{OLDEST[1]} or newer (Ampere)"
+            f"{torch.cuda.get_device_name(0)} is sm_{capability[0]}{capability[1]}; the native "
+            f"backend needs sm_{OLDEST[0]}{OLDEST[1]} or newer (Ampere)"
         )
     return torch.device(CUDA, 0)
 

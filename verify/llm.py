@@ -57,11 +57,11 @@ def check_llm(
     blocks = -(-(PROMPT_TOKENS + STEPS) // BLOCK)
     ranks = load_ranks(bundle / LLM, blocks, BLOCK, dtype=torch.float32)
     with ThreadPoolExecutor(len(ranks)) as threads:
-        found, *_ = threads.map(lambda rank: _logits(rank, ids, visual, tokens), ranks)
+        logits, *_ = threads.map(lambda rank: _logits(rank, ids, visual, tokens), ranks)
 
     checks = []
     for name, rows in (("prefill", slice(0, 1)), ("decode", slice(1, None))):
-        mine, theirs = found[rows], torch.stack(expected[rows])
+        mine, theirs = logits[rows], torch.stack(expected[rows])
         mine = mine[:, : theirs.shape[1]]
         difference = float((mine - theirs).abs().max() / theirs.abs().max())
         bound = BOUNDS[manifest.llm.dtype]

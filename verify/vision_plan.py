@@ -45,8 +45,8 @@ def check_vision_engine(
     bound = BOUNDS[manifest.vision.dtype]
     for frames in _longest(manifest):
         clip = synthetic_frames(frames, manifest.vision.image_size)
-        found = vision(torch.from_numpy(clip)).float().cpu().numpy()
-        measured = relative_difference(found, reference(clip), SHARES[manifest.vision.dtype])
+        embeddings = vision(torch.from_numpy(clip)).float().cpu().numpy()
+        measured = relative_difference(embeddings, reference(clip), SHARES[manifest.vision.dtype])
         yield Check(f"vision engine, {frames} frames", measured <= bound, measured, bound, "rel")
 
 
@@ -84,7 +84,7 @@ def synthetic_frames(frames: int, side: int, seed: int = 0) -> Array:
     return clip
 
 
-def relative_difference(found: Array, expected: Array, share: float = 0.99) -> float:
+def relative_difference(measured: Array, expected: Array, share: float = 0.99) -> float:
     """Of the rows that are the same token on both sides: the largest |difference| over the largest
     |value|; infinite for other shapes, or where fewer than `share` of the rows are.
 
@@ -93,9 +93,9 @@ def relative_difference(found: Array, expected: Array, share: float = 0.99) -> f
     compared with the nearest (by cosine) of those around its place.
     """
     expected = np.asarray(expected, np.float32)
-    if found.shape != expected.shape or not np.isfinite(found).all():
+    if measured.shape != expected.shape or not np.isfinite(measured).all():
         return float("inf")
-    rows, others = found[0], expected[0]
+    rows, others = measured[0], expected[0]
     cosine = _directions(rows) @ _directions(others).T
     place = np.arange(len(rows))
     cosine[np.abs(place[:, None] - place) > _MOVED] = -1

@@ -52,19 +52,23 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
     points = report["points"]
     best = max(points, key=lambda p: p["tokens_per_second"])
     sent = sum(p["sent"] for p in points)
-    found = [
+    headlines = [
         ("requests answered", f"{sum(p['answered'] for p in points)} of {sent}"),
         (f"most tokens/s, {best['load']}", f"{best['tokens_per_second']:.1f}"),
     ]
     quick = [p for p in points if p["ttft"]]
     if quick:
         first = min(quick, key=lambda p: p["ttft"]["p50"])
-        found.append((f"least median TTFT, {first['load']}", milliseconds(first["ttft"]["p50"])))
+        headlines.append(
+            (f"least median TTFT, {first['load']}", milliseconds(first["ttft"]["p50"]))
+        )
     if report["ttft_limit"] is not None:
         good = max(points, key=lambda p: p["goodput"])
         limit = milliseconds(report["ttft_limit"])
-        found.append((f"best goodput/s below {limit}, {good['load']}", f"{good['goodput']:.2f}"))
-    return found
+        headlines.append(
+            (f"best goodput/s below {limit}, {good['load']}", f"{good['goodput']:.2f}")
+        )
+    return headlines
 
 
 def _charts(points: Sequence[dict[str, Any]], names: Sequence[str], limit: float | None) -> str:
@@ -74,8 +78,8 @@ def _charts(points: Sequence[dict[str, Any]], names: Sequence[str], limit: float
     by_load = {(p["server"], p["concurrency"], p["rate"]): p for p in points}
 
     def line(name: str, key: str, percent: str = "", scale: float = 1.0) -> list[float | None]:
-        found = [by_load.get((name, *load), {}).get(key) for load in loads]
-        values = [v[percent] if isinstance(v, dict) else v for v in found]
+        figures = [by_load.get((name, *load), {}).get(key) for load in loads]
+        values = [v[percent] if isinstance(v, dict) else v for v in figures]
         return [None if v is None else v * scale for v in values]
 
     charts = [
@@ -121,8 +125,11 @@ def _latency(points: Sequence[dict[str, Any]]) -> str:
     for point in points:
         row = [point["load"], point["server"]]
         for key in ("ttft", "inter_token", "end_to_end"):
-            found = point[key] or {}
-            row += [digits(found[p] * 1e3) if p in found else "" for p in ("p50", "p90", "p99")]
+            percentiles = point[key] or {}
+            row += [
+                digits(percentiles[p] * 1e3) if p in percentiles else ""
+                for p in ("p50", "p90", "p99")
+            ]
         rows.append(row)
     return table(head, rows, text=2)
 

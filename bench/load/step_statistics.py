@@ -37,10 +37,10 @@ def read_counters(server: str) -> Counters:
 
 def _counters(model: Mapping[str, Any]) -> dict[str, int]:
     """JSON of protobuf leaves zeros out and writes 64-bit integers as text."""
-    found = model.get("inference_stats", {})
+    statistics = model.get("inference_stats", {})
 
     def get(name: str, key: str) -> int:
-        return int(found.get(name, {}).get(key, 0))
+        return int(statistics.get(name, {}).get(key, 0))
 
     return {
         "success": get("success", "count"),

@@ -118,14 +118,14 @@ def _compare(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     targets = _unique(cell.target for cell in cells)
     if len(targets) != 2:
         return []
-    found = {(c.target, c.load, c.round): summarise_load(c.done, c.seconds) for c in cells}
+    summaries = {(c.target, c.load, c.round): summarise_load(c.done, c.seconds) for c in cells}
     rounds = sorted({cell.round for cell in cells})
     rows = []
     for load in _unique(cell.load for cell in cells):
         for metric in METRICS:
             pairs = []
             for number in rounds:
-                both = [found.get((target, load, number)) for target in targets]
+                both = [summaries.get((target, load, number)) for target in targets]
                 values = [_value(summary, metric) for summary in both if summary is not None]
                 if len(values) == 2 and all(values):  # a round that was cut short has no ratio
                     pairs.append(values)
@@ -137,8 +137,8 @@ def _compare(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 def _value(summary: dict[str, Any], metric: str) -> float:
     """0 where nothing was measured."""
-    found = summary[metric]
-    return found["p50"] if isinstance(found, dict) else found or 0.0
+    value = summary[metric]
+    return value["p50"] if isinstance(value, dict) else value or 0.0
 
 
 def _unique(values: Any) -> list[Any]:

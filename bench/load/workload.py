@@ -50,14 +50,14 @@ def shapes_questions(samples: int, frames: int, max_tokens: int) -> list[Questio
 
     if samples < 1:
         raise DyCokeError(f"--samples {samples} is not allowed; allowed: an integer >= 1")
-    found = [make_sample(seed) for seed in HELD_OUT_SEEDS[:samples]]
+    made = [make_sample(seed) for seed in HELD_OUT_SEEDS[:samples]]
     return [
         _question(
             {"video_file_input": encode_mp4(sample.frames), "num_frames": frames},
             sample.question,
             max_tokens,
         )
-        for sample in found
+        for sample in made
     ]
 
 
@@ -70,16 +70,16 @@ def read_questions(
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DyCokeError(f"{path}: cannot be read ({error})") from None
-    found = []
+    questions = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                found.append(_from_row(_parse(line), path.parent, frames, max_tokens, size))
+                questions.append(_from_row(_parse(line), path.parent, frames, max_tokens, size))
             except DyCokeError as error:
                 raise DyCokeError(f"{path}, line {number}: {error}") from None
-    if not found:
+    if not questions:
         raise DyCokeError(f"{path}: no line; each one is a JSON object with video and question")
-    return found
+    return questions
 
 
 def _parse(line: str) -> dict[str, Any]:

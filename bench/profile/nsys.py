@@ -75,8 +75,8 @@ class Nsys:
     def report(self, stem: Path, timeout: float = 600) -> Path:
         """The report that `record` left, imported where nsys could not. Raises NsysError."""
         for suffix in _REPORTS:
-            if (found := stem.with_name(stem.name + suffix)).is_file():
-                return found
+            if (importer := stem.with_name(stem.name + suffix)).is_file():
+                return importer
         raw = stem.with_name(f"{stem.name}.qdstrm")
         if not raw.is_file():
             raise NsysError(f"{self.binary} left no report at {stem}; was anything recorded?")
@@ -104,11 +104,11 @@ class Nsys:
 def find_nsys(path: Path | None = None) -> Nsys:
     """`path`, DYCOKE_NSYS or what is on PATH. Raises DyCokeError that says how to get it."""
     wanted = path or os.environ.get("DYCOKE_NSYS")
-    found = shutil.which(wanted or "nsys")
-    if found is None:
+    program = shutil.which(wanted or "nsys")
+    if program is None:
         where = f"{wanted}: no executable file" if wanted else "nsys is not on PATH"
         raise DyCokeError(f"{where}; {HOW_TO_GET}; or use --source torch")
-    return Nsys(Path(found), _importer(Path(found).resolve()))
+    return Nsys(Path(program), _importer(Path(program).resolve()))
 
 
 def _importer(binary: Path) -> Path | None:

@@ -92,12 +92,12 @@ def _server(plan: Plan) -> Iterator[Ask]:
     from ...triton_repo.repository import write_repository
     from ...triton_repo.tritonserver import find_tritonserver
 
-    found = find_tritonserver()
+    tritonserver = find_tritonserver()
     with TemporaryDirectory(prefix="dycoke-models-") as folder:
         repository = Path(folder) / "models"
-        write_repository(Path(plan.bundle), repository, triton_version=found.version)
+        write_repository(Path(plan.bundle), repository, triton_version=tritonserver.version)
         log = Path(plan.answers).with_name("tritonserver.log")
-        with serving(repository, tritonserver=found, log_file=log) as server:
+        with serving(repository, tritonserver=tritonserver, log_file=log) as server:
 
             def ask() -> dict[str, Any]:
                 answer = ask_server(

@@ -121,8 +121,8 @@ def _record(nsys: Nsys, plan: Plan, folder: Path) -> tuple[Trace, Path]:
 def _failure(plan: Plan) -> str:
     """What the profiled program said about its end; "" where it did not get there or went well."""
     path = Path(plan.answers)
-    found = json.loads(path.read_text()) if path.is_file() else []
-    return found["error"] if isinstance(found, dict) else ""
+    answers = json.loads(path.read_text()) if path.is_file() else []
+    return answers["error"] if isinstance(answers, dict) else ""
 
 
 def _with_torch(plan: Plan, folder: Path) -> Trace:
@@ -175,8 +175,8 @@ def stage_floors(
         span_start=min(manifest.template.span_start, text),
         tokens_per_block=tokens_per_block,
     )
-    found = floors(known or model.dims, gpu, manifest.config, workload)
-    by_name = {floor.stage: floor.seconds for floor in found.stages}
+    bounds = floors(known or model.dims, gpu, manifest.config, workload)
+    by_name = {floor.stage: floor.seconds for floor in bounds.stages}
     known_floors = {PREFILL.name: by_name["prefill"], DECODE_STEP.name: by_name["decode step"]}
     if known is not None:
         known_floors[VISION.name] = by_name["vision"] + by_name["ttm"]

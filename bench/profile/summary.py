@@ -82,9 +82,9 @@ def own_times(ranges: Iterable[Range]) -> dict[str, float]:
             own[r.name] += r.end - r.start
         else:
             threads[r.thread].append(r)
-    for found in threads.values():
+    for on_thread in threads.values():
         open_ranges: list[Range] = []
-        for r in sorted(found, key=lambda r: (r.start, -r.end)):
+        for r in sorted(on_thread, key=lambda r: (r.start, -r.end)):
             while open_ranges and open_ranges[-1].end <= r.start:
                 open_ranges.pop()
             if open_ranges:
@@ -128,8 +128,8 @@ def _timeline(window: Range, ranges: Iterable[Range]) -> list[dict[str, Any]]:
 
 def _steps(window: Range, ranges: Iterable[Range]) -> list[float]:
     """Seconds of each decode step of one request."""
-    found = sorted(r for r in ranges if r.name == DECODE_STEP.name)
-    return [r.end - r.start for r in found if window.start <= r.start < window.end]
+    steps = sorted(r for r in ranges if r.name == DECODE_STEP.name)
+    return [r.end - r.start for r in steps if window.start <= r.start < window.end]
 
 
 def _gpu(

@@ -47,8 +47,8 @@ class CountersSince:
         return {name: max((rows[name] for rows in grown), default=0) for name in ROWS}
 
     def _read(self) -> dict[Path, dict[str, int]]:
-        found = {}
+        by_file = {}
         for path in self._pattern.parent.glob(self._pattern.name):
             with suppress(DyCokeError):
-                found[path] = read_counters(path)
-        return found
+                by_file[path] = read_counters(path)
+        return by_file

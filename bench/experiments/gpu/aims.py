@@ -58,11 +58,11 @@ def _of_model(model: Row) -> Iterator[Row]:
     ]
     best, setting = max(pruned, default=(None, ""))
     ratio = _ratio(best, served("full", 64, "tokens_per_s"))
-    found = verdict("TTM + DP against full at batch 64, x tokens/s", 1.7, ratio, setting,
+    row = verdict("TTM + DP against full at batch 64, x tokens/s", 1.7, ratio, setting,
                     at_least=True)  # fmt: skip
     if ratio is not None and not near[64]["met"]:
-        found |= {"met": False, "note": f"{setting}; does not count: full is not near its floor"}
-    yield found
+        row |= {"met": False, "note": f"{setting}; does not count: full is not near its floor"}
+    yield row
     yield verdict("TTM of 32 frames, ms", 0.1, _first(model["vision"], "ttm_ms"))
     ratio = _ratio(
         served("full", 8, "tokens_per_s"), served("transformers, full", 8, "tokens_per_s")

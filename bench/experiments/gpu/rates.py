@@ -71,18 +71,18 @@ def describe_gpu() -> dict[str, Any]:
     """Name, driver, clocks and versions, as far as the machine tells."""
     import triton
 
-    found: dict[str, Any] = {"torch": torch.__version__, "triton": triton.__version__}
+    facts: dict[str, Any] = {"torch": torch.__version__, "triton": triton.__version__}
     if not CUDA:
-        return found | {"gpu": None}
+        return facts | {"gpu": None}
     properties = torch.cuda.get_device_properties(0)
-    found |= {
+    facts |= {
         "gpu": properties.name,
         "memory_bytes": properties.total_memory,
         "multiprocessors": properties.multi_processor_count,
         "capability": f"{properties.major}.{properties.minor}",
         "cuda": torch.version.cuda,
     }
-    return found | {"driver_version": "unknown"} | clocks("driver_version,power.limit")
+    return facts | {"driver_version": "unknown"} | clocks("driver_version,power.limit")
 
 
 def clocks(more: str = "temperature.gpu") -> dict[str, str]:

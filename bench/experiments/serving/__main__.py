@@ -143,7 +143,7 @@ def figures(outcome: Outcome, cpu: float) -> dict[str, float]:
 
 def summarise(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Medians of each side, and what each model of the server adds within a repeat."""
-    found = {
+    summary = {
         name: {key: median(run[key] for run in rows) for key in rows[0]}
         for name, rows in runs.items()
     }
@@ -155,12 +155,12 @@ def summarise(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, fl
         speeds = [s["tokens_per_second"] / o["tokens_per_second"] for s, o in pairs]
         firsts = [s["first_token_ms"] / o["first_token_ms"] for s, o in pairs]
         added = [s["cpu_us_per_token"] - o["cpu_us_per_token"] for s, o in pairs]
-        found[name] |= {
+        summary[name] |= {
             "tokens_per_second_ratio": round(median(speeds), 3),
             "first_token_ratio": round(median(firsts), 3),
             "added_cpu_us_per_token": round(median(added), 1),
         }
-    return found
+    return summary
 
 
 def run_setting(setting: Setting, repeats: int) -> Iterator[dict[str, Any]]:
