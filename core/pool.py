@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 KEY, VALUE = 0, 1
+FAST_BLOCKS = (16, 32, 64, 128)  # tokens per KV block of TensorRT-LLM's fast decode attention
 _ENTRY_MASK = 0x7FFFFFFF
 
 

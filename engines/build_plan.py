@@ -15,6 +15,7 @@ from ..bundle.llm_layout import rank_shapes
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
+from ..core.pool import FAST_BLOCKS
 from ..cost.dims import LlmDims, ModelDims
 from ..cost.floors import prompt_table_traffic
 from .plugin_interfaces import V3, check_interface
@@ -31,7 +32,6 @@ TEXT_TOKENS, NEW_TOKENS = 512, 1024  # of one request, beside its video: what en
 VIDEO_TEXT, VIDEO_ANSWER = 64, 256  # of one request, when videos that fit are counted
 RESERVE = 2 * 2**30  # CUDA context, cuBLAS, NCCL, sampling, Triton's own pools
 CONTEXT_TOKENS = 8192  # packed tokens of one step; long prompts are fed in such chunks
-BLOCKS = (16, 32, 64, 128)  # tokens per KV block of TensorRT-LLM's fast decode attention
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def plan_build(
     profile: str | None = None,
     plugin_interface: str = V3,
     kv_fraction: float = 0.9,
-    blocks: tuple[int, ...] = BLOCKS,
+    blocks: tuple[int, ...] = FAST_BLOCKS,
 ) -> BuildPlan:
     """The plan; max_batch: by default as many sequences as have room for a longest video each, and
     as the profile allows (PROFILES; default balanced).

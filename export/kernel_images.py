@@ -8,8 +8,8 @@ from typing import Any
 
 from ..bundle.manifest import Llm
 from ..core.errors import DyCokeError
+from ..core.pool import FAST_BLOCKS
 
-BLOCKS = (16, 32, 64, 128)  # tokens per KV block of TensorRT-LLM's fast decode attention
 DEFAULT_BLOCKS = (32, 64)
 ALL = "all"
 
@@ -39,9 +39,10 @@ def export_kernels(
     chosen = check_kernel_targets(targets)
     sizes = tuple(sorted(set(blocks)))
     for size in sizes:
-        if size not in BLOCKS:
+        if size not in FAST_BLOCKS:
             raise DyCokeError(
-                f"--tokens-per-block {size} is not allowed; allowed: {', '.join(map(str, BLOCKS))}"
+                f"--tokens-per-block {size} is not allowed; "
+                f"allowed: {', '.join(map(str, FAST_BLOCKS))}"
             )
     shape = KernelShape(
         heads=llm.heads // llm.tp,

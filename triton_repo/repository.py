@@ -78,6 +78,7 @@ def write_repository(
             f"--max-answer-seconds {bounds.max_answer_seconds:g} has no effect with --llm {llm}"
         )
     seen = str(bundle_path or bundle.resolve())
+    engines = engine_directory(Path(seen), build)  # there, too
     version_ = parse_version(triton_version)
     native = record.backend == "native"
     chosen = choose_vision(vision, build, native=native)
@@ -93,8 +94,7 @@ def write_repository(
         requests=bounds,
     )
     if cpp_llm:
-        engines = f"{seen}/engines/{build}"
-        configs = with_cpp_llm(configs, manifest, record, engines, bounds.max_queue)
+        configs = with_cpp_llm(configs, manifest, record, str(engines), bounds.max_queue)
     if chosen == TENSORRT and plan_backend:
         vision_ttm = plan_config(manifest)
     else:
@@ -111,7 +111,7 @@ def write_repository(
             (work / config.name / "config.pbtxt").write_text(config.text())
             if config.file:
                 # Seen by the server, which may be elsewhere: so it need not exist here.
-                (version / config.file).symlink_to(f"{seen}/engines/{build}/{config.file}")
+                (version / config.file).symlink_to(engines / config.file)
             elif not config.steps and config.backend == "python":
                 (version / "model.py").write_text(
                     "from dycoke_trt.triton_repo.models import alive\n"

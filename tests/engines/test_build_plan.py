@@ -186,10 +186,3 @@ def test_what_the_command_line_refuses() -> None:
         ),
     ):
         assert_one_line(dycoke(*args), message)
-
-
-def test_export_and_plan_agree_on_block_sizes() -> None:
-    from dycoke_trt.engines import build_plan
-    from dycoke_trt.export import kernel_images
-
-    assert build_plan.BLOCKS == kernel_images.BLOCKS
