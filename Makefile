@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NUMPY2 := $(VENV)/numpy2
+# A worker per core and one more: servers that start and stop are waited for. One thread each: the
+# tensors are small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(shell expr $$(nproc) + 1) --dist worksteal
 
 define CHECK_PYTHON
 import sys
@@ -30,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 test: lint types numpy2 pytest
 
 check: lint types
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $$($(BIN)/python tests/changed.py)
+	$(PYTEST) $$($(BIN)/python tests/changed.py)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -42,7 +45,7 @@ types: setup
 # Only `server` needs numpy 1: numpy 2 in front of the environment, for a part of the tests and for the
 # client of test_client.py.
 numpy2: $(NUMPY2)/.installed
-	PYTHONPATH="$(CURDIR)/$(NUMPY2)" OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal \
+	PYTHONPATH="$(CURDIR)/$(NUMPY2)" $(PYTEST) \
 		tests/core tests/runtime/video tests/runtime/test_pipeline.py
 
 $(NUMPY2)/.installed: $(STAMP)
@@ -50,9 +53,8 @@ $(NUMPY2)/.installed: $(STAMP)
 		--no-warn-conflicts --target $(NUMPY2) numpy==2.4.6
 	touch $@
 
-# One process per core, one thread each: the tensors are small.
 pytest: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+	$(PYTEST)
 
 # Every kernel for every target, dtype and block size: minutes, so not part of `test`.
 kernel-grid: setup

@@ -9,9 +9,11 @@ added on the host as a byte offset. K is stored after RoPE.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 KEY, VALUE = 0, 1
 FAST_BLOCKS = (16, 32, 64, 128)  # tokens per KV block of TensorRT-LLM's fast decode attention
@@ -59,6 +61,8 @@ class PoolLayout:
 
 def encode_table(blocks: Tensor, layers: int) -> Tensor:
     """Physical blocks int [..., M] -> TensorRT-LLM entries int32 [..., 2, M] (K, V planes)."""
+    import torch
+
     keys = blocks * (layers * 2)
     return torch.stack([keys + KEY, keys + VALUE], dim=-2).to(torch.int32)
 
