@@ -13,6 +13,7 @@ from .errors import DyCokeError
 
 Granularity = Literal["block", "token"]
 BlockReduce = Literal["sum", "max"]
+Order = Literal["raster", "importance"]
 
 # What `ttm` may be: the modes of core/ttm.py, and what compress/ registers.
 TTM_MODES = ["paper", "reference", "random", "off"]
@@ -37,6 +38,14 @@ class DyCokeConfig:
         accuracy oracle).
     block_reduce: how a block's score comes from its tokens' scores.
     seed: seed of `ttm="random"`.
+    memory: weight m of the past in the averaged scores that selection ranks,
+        a_t = m a_(t-1) + (1-m) s_t with a_1 = s_1, 0 <= memory < 1. 0 is the paper's rule. The gate
+        compares raw scores whatever `memory` says.
+    order: how visual tokens lie in blocks: `raster` as they came (paper), or once moved in order
+        of `importance`.
+    order_after: decode steps after which the order of importance is taken, an integer >= 1.
+
+    The last three are not the paper's: see docs/method.md.
 
     Raises DyCokeError, naming field, value and allowed range, for any invalid value.
     """
@@ -50,6 +59,9 @@ class DyCokeConfig:
     granularity: Granularity = "block"
     block_reduce: BlockReduce = "sum"
     seed: int = 0
+    memory: float = 0.0
+    order: Order = "raster"
+    order_after: int = 8
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", _number("k", self.k, upper_open=True))
@@ -61,6 +73,9 @@ class DyCokeConfig:
         _choice("gate", self.gate, tuple(mode.label for mode in GateMode))
         _choice("granularity", self.granularity, get_args(Granularity))
         _choice("block_reduce", self.block_reduce, get_args(BlockReduce))
+        object.__setattr__(self, "memory", _number("memory", self.memory, upper_open=True))
+        _choice("order", self.order, get_args(Order))
+        _integer("order_after", self.order_after, upper=None, lower=1)
 
     @classmethod
     def paper(cls) -> DyCokeConfig:
@@ -99,11 +114,29 @@ class DyCokeConfig:
         _refuse_unknown(changes)
         return replace(self, **changes)
 
+    def check_paper_selection(self, runner: str) -> None:
+        """Raises DyCokeError for the first of `memory` and `order` that `runner` does not run."""
+        for name in ("memory", "order"):
+            value, paper = getattr(self, name), _LATER_FIELDS[name]
+            if value != paper:
+                raise DyCokeError(
+                    f"{name}={value!r} is not run by {runner}; allowed there: {name}={paper!r}; "
+                    "eval/oracle.py runs it"
+                )
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Fields and values; a field younger than the first bundles only where it is not default.
+
+        So what is exported with the defaults keeps the bytes, hence the identity, that it had.
+        """
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _LATER_FIELDS or value != _LATER_FIELDS[name]
+        }
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DyCokeConfig:
@@ -139,6 +172,14 @@ class DyCokeConfig:
         return cls(**{_AUTHORS_NAMES[n]: v for n, v in args.items() if n in _AUTHORS_NAMES}), layout
 
 
+# Fields younger than the first bundles, with their defaults.
+_LATER_FIELDS = {
+    field.name: field.default
+    for field in fields(DyCokeConfig)
+    if field.name in ("memory", "order", "order_after")
+}
+
+
 def _refuse_unknown(values: Mapping[str, Any]) -> None:
     known = [field.name for field in fields(DyCokeConfig)]
     for name in values:
@@ -159,11 +200,11 @@ def _number(name: str, value: Any, *, upper_open: bool = False) -> float:
     return float(value)
 
 
-def _integer(name: str, value: Any, *, upper: int | None) -> None:
+def _integer(name: str, value: Any, *, upper: int | None, lower: int = 0) -> None:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or value < 0 or (upper is not None and value > upper):
+    if not is_integer or value < lower or (upper is not None and value > upper):
         limit = "" if upper is None else f" <= {upper}"
-        raise _refusal(name, value, f"an integer, 0 <= {name}{limit}")
+        raise _refusal(name, value, f"an integer, {lower} <= {name}{limit}")
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The accuracy oracle: a plain transformers Qwen2 with DyCoke's decode steps at token granularity.
+"""The accuracy oracle: a plain transformers Qwen2 with DyCoke's decode steps, by token or block.
 
 Slow and obvious on purpose. The model is not patched: an attention function registered through
 transformers' own AttentionInterface scores, selects and masks with core/, one sequence at a time.
@@ -17,9 +17,12 @@ from ..core.attention import masked_attention
 from ..core.config import DyCokeConfig
 from ..core.decisions import Decision
 from ..core.errors import DyCokeError
+from ..core.importance import averaged_scores, importance_order
 from ..core.reselection import (
     attended,
+    block_keep_table,
     gate,
+    select_blocks,
     select_tokens,
     token_keep_table,
     visual_scores,
@@ -52,17 +55,39 @@ class Step:
 
 @dataclass
 class Pruner:
-    """Dynamic pruning of one sequence whose visual tokens are positions begin <= t < end."""
+    """Dynamic pruning of one sequence whose visual tokens are positions begin <= t < end.
+
+    tokens_per_block: of blocks as the engines have them, counted from position 0 of the prompt;
+    None selects tokens. K and V never move here: `_order` says which token a block's slot holds.
+    Raises DyCokeError for an order of blocks where there are none.
+    """
 
     config: DyCokeConfig
     begin: int
     end: int
+    tokens_per_block: int | None = None
     steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         size = self.end - self.begin
         self._visual = torch.ones(1, size, dtype=torch.bool)
-        self._keep_table = token_keep_table(self.config.p, size)
+        if self.tokens_per_block is None and self.config.order != "raster":
+            raise DyCokeError(
+                f"order={self.config.order!r} has no effect on tokens; allowed: 'raster', or "
+                "blocks of tokens"
+            )
+        block = self.tokens_per_block or 1
+        # The span's whole blocks; visual tokens before and behind them are always attended to.
+        first = min(-self.begin % block, size)
+        whole = (size - first) // block
+        self._inside = slice(first, first + whole * block)
+        self._keep_table = (
+            token_keep_table(self.config.p, size)
+            if self.tokens_per_block is None
+            else block_keep_table(self.config.p, whole)
+        )
+        self._order = torch.arange(size)[None]
+        self._average = torch.zeros(1, size)
         self._previous = torch.zeros(1, size)
         self._selection = self._visual
         self._attended = self._visual
@@ -78,13 +103,32 @@ class Pruner:
         decision, similarity = gate(
             scores, self._previous, first, self.config.gate_mode, self.config.gate_threshold
         )
-        selected = select_tokens(scores, self._visual, self._keep_table)
+        self._average = averaged_scores(scores, self._average, first, self.config.memory)
+        if self.config.order == "importance" and len(self.steps) == self.config.order_after:
+            inside = torch.zeros_like(self._visual)
+            inside[:, self._inside] = True
+            self._order = importance_order(self._average, inside)
+            # The last selection was of other blocks, so none of it can be reused.
+            decision = torch.full_like(decision, Decision.RESELECT)
+        selected = self._select()
         self._attended = attended(decision, selected, self._selection)
         if decision.item() == Decision.RESELECT:
             self._selection = selected
         self._previous = scores
         kept = self._attended[0].nonzero()[:, 0]
         self.steps.append(Step(int(decision), float(similarity), kept, scores[0]))
+
+    def _select(self) -> Tensor:
+        """The visual tokens that this step would select: bool [1, V]."""
+        if self.tokens_per_block is None:
+            return select_tokens(self._average, self._visual, self._keep_table)
+        tokens = self._order[0, self._inside]
+        scores = self._average[:, tokens]
+        whole = torch.ones(1, len(tokens) // self.tokens_per_block, dtype=torch.bool)
+        blocks = select_blocks(scores, whole, self._keep_table, self.config.block_reduce)
+        selected = self._visual.clone()
+        selected[:, tokens] = blocks.repeat_interleave(self.tokens_per_block, dim=1)
+        return selected
 
     def mask(self, length: int) -> Tensor:
         """Which of `length` tokens layers >= l attend to in this step: bool [1, length]."""
@@ -113,18 +157,20 @@ def generate(
     max_new_tokens: int,
     end_ids: frozenset[int] = frozenset(),
     keep_logits: bool = False,
+    tokens_per_block: int | None = None,
 ) -> Generation:
     """Greedy generation with dynamic pruning.
 
     decoder: a transformers Qwen2Model; lm_head: its output projection.
     inputs_embeds: fp32 [T, hidden], the prompt after TTM. span: visual tokens, begin <= t < end.
+    tokens_per_block: selects blocks of this size; None selects tokens.
     Raises DyCokeError if `config.l` leaves no layer to prune.
     """
     from transformers import DynamicCache
 
     config.check_layers(len(decoder.layers))
     register(decoder)
-    pruner = Pruner(config, *span) if config.p > 0 else None
+    pruner = Pruner(config, *span, tokens_per_block) if config.p > 0 else None
     cache = DynamicCache()
     hidden = decoder(inputs_embeds=inputs_embeds[None], past_key_values=cache, use_cache=True)
     logits = lm_head(hidden.last_hidden_state[:, -1:]).float()

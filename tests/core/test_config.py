@@ -112,3 +112,34 @@ def test_authors_names() -> None:
         DyCokeConfig.from_authors_args({"dycoke_num_image_per_frame": 196})
     with pytest.raises(DyCokeError, match="dycoke_num_tokens_per_frame='x'"):
         DyCokeConfig.from_authors_args({"dycoke_num_tokens_per_frame": "x"})
+
+
+def test_younger_fields_leave_what_is_written_by_default_as_it_was() -> None:
+    assert not {"memory", "order", "order_after"} & set(DyCokeConfig().to_dict())
+    config = DyCokeConfig(memory=0.5, order="importance", order_after=4)
+    assert DyCokeConfig.from_dict(config.to_dict()) == config
+    assert DyCokeConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("memory", 1.0, "0 <= memory < 1"),
+        ("memory", -0.1, "0 <= memory < 1"),
+        ("order", "random", "raster, importance"),
+        ("order_after", 0, "1 <= order_after"),
+        ("order_after", 2.5, "1 <= order_after"),
+    ],
+)
+def test_memory_and_order_are_validated(name: str, value: object, allowed: str) -> None:
+    with pytest.raises(DyCokeError, match=f"{name}={value!r}.*{allowed}"):
+        DyCokeConfig.from_dict({name: value})
+
+
+@pytest.mark.parametrize("change", [{"memory": 0.5}, {"order": "importance"}])
+def test_what_runs_the_paper_alone_refuses_by_name(change: dict[str, object]) -> None:
+    (name,) = change
+    with pytest.raises(DyCokeError, match=f"{name}=.* is not run by a bundle"):
+        DyCokeConfig.from_dict(change).check_paper_selection("a bundle")
+    DyCokeConfig.paper().check_paper_selection("a bundle")
+    DyCokeConfig.reference().check_paper_selection("a bundle")

@@ -9,7 +9,7 @@ import torch
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.eval.oracle import generate
+from dycoke_trt.eval.oracle import Pruner, generate
 from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -83,3 +83,50 @@ def test_layer_zero_is_scored_and_pruned_in_the_same_step() -> None:
 def test_an_l_that_prunes_nothing_is_refused() -> None:
     with pytest.raises(DyCokeError, match="l=6"):
         run("A", DyCokeConfig(l=6))
+
+
+SPAN, BLOCK = (3, 23), 4  # visual tokens 3..22: one before the first whole block, 3 behind the last
+
+
+def prune(config: DyCokeConfig, steps: int, block: int | None = None) -> Pruner:
+    """Decode steps on random queries and one set of keys."""
+    draw = torch.Generator().manual_seed(5)
+    keys = torch.randn(1, 30, 2, 8, generator=draw)
+    pruner = Pruner(config, *SPAN, tokens_per_block=block)
+    for _ in range(steps):
+        pruner.score_and_select(3 * torch.randn(1, 4, 8, generator=draw), keys)
+    return pruner
+
+
+def test_memory_ranks_the_average_and_the_gate_compares_raw_scores() -> None:
+    plain, kept = (prune(DyCokeConfig(gate="always", memory=m), 6) for m in (0.0, 0.6))
+    average = kept.steps[0].scores
+    differs = False
+    for i, (a, b) in enumerate(zip(plain.steps, kept.steps, strict=True)):
+        assert a.similarity == b.similarity
+        average = b.scores if i == 0 else 0.6 * average + 0.4 * b.scores
+        best = average.sort(descending=True, stable=True).indices[: len(b.kept)]
+        assert b.kept.tolist() == sorted(best.tolist())
+        differs |= a.kept.tolist() != b.kept.tolist()
+    assert differs
+
+
+def test_blocks_in_order_of_importance_keep_the_best_tokens() -> None:
+    config = DyCokeConfig(p=0.5, order="importance", order_after=2, memory=0.5, gate="once")
+    steps = prune(config, 5, BLOCK).steps
+    raster = prune(config.with_changes(order="raster"), 5, BLOCK).steps
+    for i in (0, 1):
+        assert steps[i].kept.tolist() == raster[i].kept.tolist()
+    # The step that takes the order selects anew, though the gate says otherwise.
+    assert [s.decision == Decision.RESELECT for s in steps] == [True, False, True, False, False]
+    average = steps[0].scores
+    for step in steps[1:3]:
+        average = 0.5 * average + 0.5 * step.scores
+    inside = average[1:17]  # 4 whole blocks of positions 4..19, of which 2 are kept
+    best = 1 + inside.sort(descending=True, stable=True).indices[: 2 * BLOCK]
+    assert steps[2].kept.tolist() == sorted([0, 17, 18, 19, *best.tolist()])
+
+
+def test_an_order_of_tokens_is_refused() -> None:
+    with pytest.raises(DyCokeError, match="order='importance' has no effect on tokens"):
+        Pruner(DyCokeConfig(order="importance"), *SPAN)
