@@ -223,3 +223,14 @@ def test_readers_see_a_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["record.json"]
+
+
+def test_a_bundle_that_asks_for_memory_or_order_is_refused(bundle: Path) -> None:
+    path = bundle / "bundle.json"
+    said = json.loads(path.read_text())
+    for field, value in (("memory", 0.5), ("order", "importance")):
+        path.write_text(json.dumps(said | {"dycoke": said["dycoke"] | {field: value}}))
+        with pytest.raises(DyCokeError, match=f"dycoke: .*{field}=.* is not run by a bundle"):
+            read_manifest(bundle)
+    path.write_text(json.dumps(said))
+    assert read_manifest(bundle).config.memory == 0
