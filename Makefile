@@ -6,9 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NUMPY2 := $(VENV)/numpy2
-# A worker per core and one more: servers that start and stop are waited for. One thread each: the
-# tensors are small.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(shell expr $$(nproc) + 1) --dist worksteal
+# A worker per core (one more was slower), one thread each: the tensors are small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 define CHECK_PYTHON
 import sys
