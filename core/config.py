@@ -76,6 +76,11 @@ class DyCokeConfig:
         object.__setattr__(self, "memory", _number("memory", self.memory, upper_open=True))
         _choice("order", self.order, get_args(Order))
         _integer("order_after", self.order_after, upper=None, lower=1)
+        if self.order == "raster" and self.order_after != type(self).order_after:
+            raise DyCokeError(
+                f"order_after={self.order_after} has no effect with order='raster'; allowed: with "
+                "order='importance'"
+            )
 
     @classmethod
     def paper(cls) -> DyCokeConfig:

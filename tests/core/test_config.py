@@ -136,6 +136,11 @@ def test_memory_and_order_are_validated(name: str, value: object, allowed: str) 
         DyCokeConfig.from_dict({name: value})
 
 
+def test_when_the_order_is_taken_needs_an_order() -> None:
+    with pytest.raises(DyCokeError, match="order_after=4 has no effect with order='raster'"):
+        DyCokeConfig(order_after=4)
+
+
 @pytest.mark.parametrize("change", [{"memory": 0.5}, {"order": "importance"}])
 def test_what_runs_the_paper_alone_refuses_by_name(change: dict[str, object]) -> None:
     (name,) = change

@@ -3,7 +3,7 @@
     TritonPythonModel = alive(Model)
 
 Where no launcher listens, in a server that somebody else started, only the last thing is done:
-nothing of Triton's outlives `finalize`.
+nothing of a request outlives `finalize`, and the process leaves there.
 
 Outwards: signs of life, and how many requests the process holds. Inwards: that the server ends.
 A model may have `in_flight()` (requests that it still holds after `execute`) and
@@ -37,7 +37,7 @@ _ENDING = "the server ended before the answer was complete; ask again in a minut
 
 
 def alive(model: type[Any]) -> type[Any]:
-    """`model` with signs of life, where a launcher listens; nothing of it outlives `finalize`."""
+    """`model` with signs of life, where a launcher listens; its process ends in `finalize`."""
 
     class Alive(model):  # type: ignore[misc]
         def initialize(self, args: Mapping[str, str]) -> None:
@@ -63,9 +63,9 @@ def alive(model: type[Any]) -> type[Any]:
                 self._pulse.close()
             if hasattr(super(), "finalize"):
                 super().finalize()
-            # Triton's objects (senders, responses, metrics) write to shared memory as they are
-            # destroyed, and this process has none any more when Python itself is taken down: those
-            # that are left then end it with signal 11.
+            # Triton's objects (senders, responses) write to shared memory as they are destroyed,
+            # and this process has none any more when Python itself is taken down: those that are
+            # left then end it with signal 11. Metrics are never destroyed: metric_families.py.
             self.__dict__.clear()
             SPENT.clear()
             gc.collect()

@@ -27,7 +27,7 @@ from ...runtime.limits import RequestLimits
 from ...runtime.prompt import load_tokenizer
 from ...runtime.stages import DETOKENISE
 from ...runtime.stop_words import read_stop_words
-from .llm_calls import Responses, generate, stop_generation, stop_preprocessing
+from .calls import Responses, generate, stop_generation, stop_preprocessing
 from .request_threads import RequestThreads
 from .requests import (
     CancelledError,

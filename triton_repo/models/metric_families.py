@@ -1,4 +1,4 @@
-"""Metrics that outlive the process which made them: a process makes them, nobody takes them away.
+"""Metrics that outlive the process which made them.
 
 While a model is loaded again there are two processes of it, and the server gives both the same
 counter. It dies with the first of them, because references to it are counted for each process alone

@@ -19,7 +19,7 @@ from ...runtime.detokenize import TextStreams
 from ...runtime.prompt import load_tokenizer
 from ...runtime.protocol import TOKEN_COUNTS
 from ...runtime.stages import DETOKENISE
-from .llm_calls import stop_generation
+from .calls import stop_generation
 from .plugin_metrics import PluginMetrics
 from .requests import (
     array,
