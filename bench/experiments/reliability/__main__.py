@@ -62,7 +62,8 @@ def _run(test: Test, stage: Stage, quick: bool) -> dict[str, Any]:
             if isinstance(error, KeyboardInterrupt):
                 raise
             traceback.print_exc()
-            status, outcome = "failed", Outcome(False, note=f"{type(error).__name__}: {error}")
+            told = f"{type(error).__name__}: {error}; {stage.failure()}".removesuffix("; ")
+            status, outcome = "failed", Outcome(False, note=told)
             _close(stage)  # the next test gets a new server
     return {
         "number": test.number,

@@ -55,6 +55,13 @@ class Running:
             if name == prefix or name.startswith(f"{prefix}/")
         )
 
+    def until_any(self, name: str, seconds: float) -> None:
+        """Returns once a metric is above 0. Raises DyCokeError if that takes longer."""
+        deadline = time.monotonic() + seconds
+        while self.value(name) <= 0:
+            if time.monotonic() > deadline:
+                raise DyCokeError(f"{name} is 0 still, after {seconds:.0f} s")
+
     def until(self, name: str, wanted: float, seconds: float) -> float:
         """Seconds until a metric has that value; infinity if that takes longer than `seconds`."""
         begun = time.monotonic()
@@ -99,6 +106,15 @@ class Stage:
             self._own = self.server()
             self._server = self._own.__enter__()
         return self._server
+
+    def failure(self) -> str:
+        """Why the shared server ended, which its launcher says within a few seconds; else ""."""
+        try:
+            if self._own is not None and self._server is not None:
+                self._server.wait(2)
+        except DyCokeError as error:
+            return str(error)
+        return ""
 
     def close(self) -> None:
         """Ends the shared server, if it is one of ours."""

@@ -80,6 +80,8 @@ def _killed_client(server: Running) -> float:
     ) as client:
         assert client.stdout is not None
         client.stdout.readline()
+        # Published a little after the first token.
+        server.until_any("dycoke_kv_blocks_used", 60)
         client.kill()
     return server.until("dycoke_kv_blocks_used", 0, 60)
 
