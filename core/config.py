@@ -42,7 +42,7 @@ class DyCokeConfig:
         a_t = m a_(t-1) + (1-m) s_t with a_1 = s_1, 0 <= memory < 1. 0 is the paper's rule. The gate
         compares raw scores whatever `memory` says.
     order: how visual tokens lie in blocks: `raster` as they came (paper), or once moved in order
-        of `importance`.
+        of `importance`; tokens that are selected one by one have no use for it.
     order_after: decode steps after which the order of importance is taken, an integer >= 1.
 
     The last three are not the paper's: see docs/method.md.
@@ -76,6 +76,11 @@ class DyCokeConfig:
         object.__setattr__(self, "memory", _number("memory", self.memory, upper_open=True))
         _choice("order", self.order, get_args(Order))
         _integer("order_after", self.order_after, upper=None, lower=1)
+        if self.order != "raster" and self.granularity == "token":
+            raise DyCokeError(
+                f"order={self.order!r} has no effect with granularity='token'; allowed: with "
+                "granularity='block'"
+            )
         if self.order == "raster" and self.order_after != type(self).order_after:
             raise DyCokeError(
                 f"order_after={self.order_after} has no effect with order='raster'; allowed: with "

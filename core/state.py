@@ -4,10 +4,11 @@ One layout for this reference, the kernels, the native backend and the TensorRT 
 belongs to one sequence at a time, so state that lies with the blocks needs no slot allocator and no
 end-of-request event: a new owner overwrites it while its prompt is written.
 
-Per block: the previous step's score of each token, a mark for each visual token, and whether the
-last selection kept the block. Per sequence, one record at the block that holds the last prompt
-token: prompt length, span of the visual tokens, and whether a decode step is still the first. The
-record is the guard: a sequence whose record does not match is UNKNOWN and passes through unpruned.
+Per block: the previous step's score of each token and its average over the steps before, a mark
+for each visual token, and whether the last selection kept the block. Per sequence, one record at
+the block that holds the last prompt token: prompt length, span of the visual tokens, and how many
+decode steps it has had. The record is the guard: a sequence whose record does not match is UNKNOWN
+and passes through unpruned.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from .config import BlockReduce, Granularity
 from .decisions import Decision, GateMode
+from .importance import averaged_scores, importance_order, reorder
 from .reselection import (
     attended,
     compact_block_table,
@@ -30,7 +32,7 @@ from .reselection import (
 )
 
 # Columns of a sequence's record.
-PROMPT_LENGTH, SPAN_BEGIN, SPAN_END, FIRST_STEP = range(4)
+PROMPT_LENGTH, SPAN_BEGIN, SPAN_END, STEPS = range(4)
 
 
 @dataclass
@@ -42,9 +44,10 @@ class ReselectionState:
     """
 
     scores: Tensor  # fp32 [num_blocks + 1, B], scores of the preceding decode step
+    average: Tensor  # fp32 [num_blocks + 1, B], averaged scores; unused without memory
     visual: Tensor  # bool [num_blocks + 1, B], marks of visual prompt tokens
     keep: Tensor  # bool [num_blocks + 1] blocks, or [num_blocks + 1, B] tokens, last selected
-    record: Tensor  # int32 [num_blocks + 1, 4]: PROMPT_LENGTH, SPAN_BEGIN, SPAN_END, FIRST_STEP
+    record: Tensor  # int32 [num_blocks + 1, 4]: PROMPT_LENGTH, SPAN_BEGIN, SPAN_END, STEPS
 
     @classmethod
     def allocate(
@@ -58,6 +61,7 @@ class ReselectionState:
         kept = (rows,) if granularity == "block" else (rows, tokens_per_block)
         return cls(
             scores=torch.zeros(rows, tokens_per_block, device=device),
+            average=torch.zeros(rows, tokens_per_block, device=device),
             visual=torch.zeros(rows, tokens_per_block, dtype=torch.bool, device=device),
             keep=torch.ones(kept, dtype=torch.bool, device=device),
             record=torch.zeros(rows, 4, dtype=torch.int32, device=device),
@@ -80,6 +84,8 @@ class Reselection(NamedTuple):
     keep: Tensor  # bool [S, M], logical blocks that layers >= l attend to
     table: Tensor  # int [S, M], compacted physical block table
     lengths: Tensor  # int [S], compacted lengths
+    moved: Tensor  # bool [S], the sequence's tokens were put in order of importance in this step
+    order: Tensor | None  # int64 [S, M*B], of `importance_order`; None without such an order
 
 
 class TokenReselection(NamedTuple):
@@ -121,7 +127,7 @@ def write_context(
     end = torch.where(has_span, last, torch.where(had_span, previous[:, SPAN_END], 0))
     length = torch.where(known, lengths, 0)
     state.record[_last_block(blocks, lengths, size)] = torch.stack(
-        [length, begin, end, torch.ones_like(length)], dim=1
+        [length, begin, end, torch.zeros_like(length)], dim=1
     ).int()
 
 
@@ -157,25 +163,40 @@ def reselect(
     mode: GateMode = GateMode.REUSE,
     threshold: float = 0.9,
     reduce: BlockReduce = "sum",
+    memory: float = 0.0,
+    order_after: int | None = None,
 ) -> Reselection:
-    """One decode step at block granularity: gate, select, compact; updates `state` in place.
+    """One decode step at block granularity: gate, order, select, compact; updates `state` in place.
 
     blocks: int [S, M]; lengths: int [S], including the fed token; prompt_lengths: int [S].
     scores: fp32 [S, M*B] from `visual_scores` with the mask of `visual_positions`.
-    keep_table: `block_keep_table(p, >= M)`.
+    keep_table: `block_keep_table(p, >= M)`. memory: of the averaged scores that are ranked.
+    order_after: the step after so many puts the tokens of prunable blocks in order of importance,
+        if any block is to be dropped; None: never. `state` then describes the new order, and K and
+        V are the caller's to move (`core.importance.reorder_pool`) before layers >= l attend.
     """
     size = state.tokens_per_block
-    step = _gate_step(state, blocks, lengths, prompt_lengths, scores, mode, threshold)
+    step = _gate_step(state, blocks, lengths, prompt_lengths, scores, mode, threshold, memory)
     prunable = prunable_blocks(step.visual, lengths, size)
-    selected = select_blocks(step.scores, prunable, keep_table, reduce)
+    average, decision, order = step.average, step.decision, None
+    moved = torch.zeros_like(step.known)
+    if order_after is not None:
+        count = prunable.sum(1)
+        moved = step.known & (step.steps == order_after) & (keep_table[count] < count)
+        order = importance_order(average, prunable.repeat_interleave(size, 1) & moved[:, None])
+        average = average.gather(1, order)
+        _reorder_state(state, step.rows, order)
+        # The last selection was of other blocks, so none of it can be reused.
+        decision = decision.masked_fill(moved, Decision.RESELECT)
+    selected = select_blocks(average, prunable, keep_table, reduce)
     # Blocks that are not prunable were never selected, so their keep bits mean nothing.
     last_selection = state.keep[step.rows] | ~prunable
-    keep = attended(step.decision, selected, last_selection)
+    keep = attended(decision, selected, last_selection)
     table, shorter = compact_block_table(blocks, lengths, keep, size)
 
-    new = prunable & (step.decision == Decision.RESELECT)[:, None]
+    new = prunable & (decision == Decision.RESELECT)[:, None]
     state.keep[step.rows.masked_fill(~new, state.num_blocks)] = selected
-    return Reselection(step.decision, step.similarity, keep, table, shorter)
+    return Reselection(decision, step.similarity, keep, table, shorter, moved, order)
 
 
 def reselect_tokens(
@@ -188,13 +209,14 @@ def reselect_tokens(
     keep_table: Tensor,
     mode: GateMode = GateMode.REUSE,
     threshold: float = 0.9,
+    memory: float = 0.0,
 ) -> TokenReselection:
-    """The same at token granularity, for a state allocated with it: no table changes.
+    """The same at token granularity, for a state allocated with it: no table and no order changes.
 
     keep_table: `token_keep_table(p, >= M*B)`.
     """
-    step = _gate_step(state, blocks, lengths, prompt_lengths, scores, mode, threshold)
-    selected = select_tokens(step.scores, step.visual, keep_table)
+    step = _gate_step(state, blocks, lengths, prompt_lengths, scores, mode, threshold, memory)
+    selected = select_tokens(step.average, step.visual, keep_table)
     last_selection = state.keep[step.rows].flatten(1)
     keep = attended(step.decision, selected, last_selection) | ~step.visual
 
@@ -206,8 +228,10 @@ def reselect_tokens(
 class _GateStep(NamedTuple):
     decision: Tensor
     similarity: Tensor
-    scores: Tensor  # fp32 [S, M*B], 0 outside `visual`
+    average: Tensor  # fp32 [S, M*B], what selection ranks; 0 outside `visual`
     visual: Tensor  # bool [S, M*B]
+    known: Tensor  # bool [S]
+    steps: Tensor  # int32 [S], decode steps before this one
     rows: Tensor  # int64 [S, M], state rows of the logical blocks
 
 
@@ -219,20 +243,35 @@ def _gate_step(
     scores: Tensor,
     mode: GateMode,
     threshold: float,
+    memory: float,
 ) -> _GateStep:
-    """The gate, and what it leaves for the next step: this step's scores, no first step."""
+    """The gate, and what it leaves for the next step: scores, average, one more decode step."""
     visual, known = visual_positions(state, blocks, lengths, prompt_lengths)
     scores = scores.masked_fill(~visual, 0.0)
     rows = _rows(state, blocks, lengths)
     previous = state.scores[rows].flatten(1).masked_fill(~visual, 0.0)
-    key = _last_block(blocks, prompt_lengths, state.tokens_per_block)
-    first_step = state.record[key, FIRST_STEP] > 0
+    record = _last_block(blocks, prompt_lengths, state.tokens_per_block)
+    steps = state.record[record, STEPS]
+    first_step = steps == 0
     decision, similarity = gate(scores, previous, first_step, mode, threshold)
-
-    state.scores[_token_index(state, rows, visual)] = scores
-    state.record[key.masked_fill(~known, state.num_blocks), FIRST_STEP] = 0
     decision = decision.masked_fill(~known, Decision.UNKNOWN)
-    return _GateStep(decision, similarity, scores, visual, rows)
+    average = scores
+    written = _token_index(state, rows, visual)
+    if memory > 0:
+        past = state.average[rows].flatten(1).masked_fill(~visual, 0.0)
+        average = averaged_scores(scores, past, first_step, memory)
+        state.average[written] = average
+    state.scores[written] = scores
+    state.record[record.masked_fill(~known, state.num_blocks), STEPS] = steps + 1
+    return _GateStep(decision, similarity, average, visual, known, steps, rows)
+
+
+def _reorder_state(state: ReselectionState, rows: Tensor, order: Tensor) -> None:
+    """Scores and averages follow their tokens; marks need not, prunable blocks have all of them."""
+    size = state.tokens_per_block
+    slots = (rows[:, :, None] * size + torch.arange(size, device=rows.device)).flatten(1)
+    for per_token in (state.scores, state.average):
+        reorder(per_token.view(-1), order, slots)
 
 
 def _token_index(state: ReselectionState, rows: Tensor, write: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ def context_kernel(
     tl.store(record, tl.where(known, length, 0), mask=owned)
     tl.store(record + 1, begin, mask=owned)
     tl.store(record + 2, end, mask=owned)
-    tl.store(record + 3, 1, mask=owned)
+    tl.store(record + 3, 0, mask=owned)
 
 
 def context_constants(tokens_per_block: int) -> dict[str, int]:

@@ -23,7 +23,7 @@ NOT_PRUNABLE = tl.constexpr(-1.0)  # scores are sums of probabilities, so never 
 @triton.jit
 def find_record(state_record, keys, prompt, length, decode, layers, capacity, BLOCK: tl.constexpr):
     """A sequence's record, at the block of its last prompt token: (its place, whether it is this
-    sequence's, whether the step is its first, begin and end of its visual span).
+    sequence's, decode steps before this one, begin and end of its visual span).
 
     Here and below, loads do not wait for what the one before says: one program runs alone, so
     every load in a row costs its whole latency. What does not count is dropped afterwards.
@@ -36,11 +36,11 @@ def find_record(state_record, keys, prompt, length, decode, layers, capacity, BL
     recorded = tl.load(record, mask=inside_state, other=0)
     span_begin = tl.load(record + 1, mask=inside_state, other=0)
     span_end = tl.load(record + 2, mask=inside_state, other=0)
-    first_step = tl.load(record + 3, mask=inside_state, other=1) > 0
+    steps = tl.load(record + 3, mask=inside_state, other=0)
     known = inside_state & (recorded == prompt)
     span_begin = tl.where(known, span_begin, 0)
     span_end = tl.where(known, tl.minimum(span_end, length), 0)
-    return record, known, first_step, span_begin, span_end
+    return record, known, steps, span_begin, span_end
 
 
 @triton.jit

@@ -114,9 +114,10 @@ def select_kernel(
     used = tl.where(decode, tl.cdiv(length, BLOCK), 0)
     keys = table + 2 * row * max_blocks
 
-    record, known, first_step, span_begin, span_end = find_record(
+    record, known, steps, span_begin, span_end = find_record(
         state_record, keys, prompt, length, decode, layers, capacity, BLOCK
     )
+    first_step = steps == 0
 
     span_first = span_begin // BLOCK
     span_last = tl.where(span_end > span_begin, tl.cdiv(span_end, BLOCK), span_first)
@@ -144,7 +145,7 @@ def select_kernel(
     tl.store(decisions + row, decision, mask=decode)
     tl.store(similarities + row, cosine, mask=decode)
     tl.atomic_add(counters + decision, tl.full([], 1, tl.int64), mask=decode)
-    tl.store(record + 3, 0, mask=known)
+    tl.store(record + 3, steps + 1, mask=known)
     unmark_fed_token(state_visual, keys, length, prompt, decode, layers, capacity, BLOCK)
 
 

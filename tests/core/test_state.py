@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 from dycoke_trt.core.counts import blocks_kept
 from dycoke_trt.core.decisions import Decision, GateMode
+from dycoke_trt.core.importance import ORDER_GRID
 from dycoke_trt.core.reselection import block_keep_table, visual_scores
 from dycoke_trt.core.state import (
     Reselection,
@@ -25,7 +27,8 @@ POISON_BLOCK = 10**8
 
 @dataclass
 class Sequence:
-    """One request, and the plain-Python memory of the slow form."""
+    """One request, and the plain-Python memory of the slow form, in which no token ever moves:
+    `holds` says which token lies at which position."""
 
     prompt: int
     begin: int
@@ -33,35 +36,57 @@ class Sequence:
     blocks: list[int]
     length: int
     scores: dict[int, float] = field(default_factory=dict)
+    average: dict[int, np.float32] = field(default_factory=dict)
+    steps: int = 0
     dropped: set[int] = field(default_factory=set)
+    holds: list[int] = field(default_factory=lambda: list(range(WIDTH * SIZE)))
 
     def table(self) -> list[int]:
         used = -(-self.length // SIZE)
         return self.blocks[:used] + [POISON_BLOCK] * (WIDTH - used)
 
     def slow_step(
-        self, scores: list[float], p: float, mode: GateMode, reduce: str
-    ) -> tuple[int, set[int]]:
-        """Gate and selection by plain loops: (decision, logical blocks dropped)."""
+        self, scores: list[float], p: float, mode: GateMode, reduce: str,
+        memory: float = 0.0, order_after: int | None = None,
+    ) -> tuple[int, set[int]]:  # fmt: skip
+        """Gate, order and selection by plain loops: (decision, logical blocks dropped).
+
+        scores: by token, wherever it lies.
+        """
         visual = range(self.begin, self.end)
         now = {t: scores[t] for t in visual}
         dot = sum(now[t] * self.scores.get(t, 0.0) for t in visual)
         norms = sum(v * v for v in now.values()) * sum(v * v for v in self.scores.values())
         cosine = dot / norms**0.5 if norms > 0 else 0.0
-        first = not self.scores
-        self.scores = now
+        first, self.scores = self.steps == 0, now
+        past, share = np.float32(memory), np.float32(1 - memory)
+        self.average = {
+            t: np.float32(now[t]) if first else past * self.average[t] + share * np.float32(now[t])
+            for t in visual
+        }
+        tail = (self.length - 1) // SIZE
+        inside = [b for b in range(tail) if self.begin <= b * SIZE and (b + 1) * SIZE <= self.end]
+        kept = blocks_kept(len(inside), p)
+        due = self.steps == order_after and kept < len(inside)
+        self.steps += 1
+        if due:
+            places = [t for b in inside for t in range(b * SIZE, (b + 1) * SIZE)]
+            rank = {t: (-round(float(self.average[t]) * ORDER_GRID), t) for t in places}
+            for place, token in zip(places, sorted(places, key=rank.__getitem__), strict=True):
+                self.holds[place] = token
         close = cosine >= 0.9
         stable = dict(zip(GateMode, (close, close, False, True), strict=True))
-        if not first and stable[mode]:
+        if not first and not due and stable[mode]:
             return (
                 (Decision.FULL, set()) if mode == GateMode.FULL else (Decision.REUSE, self.dropped)
             )
-        tail = (self.length - 1) // SIZE
-        inside = [b for b in range(tail) if self.begin <= b * SIZE and (b + 1) * SIZE <= self.end]
         combine = sum if reduce == "sum" else max
-        score = {b: combine(scores[b * SIZE : (b + 1) * SIZE]) for b in inside}
+        score = {
+            b: combine(float(self.average[t]) for t in self.holds[b * SIZE : (b + 1) * SIZE])
+            for b in inside
+        }
         ranked = sorted(inside, key=lambda b: (-score[b], b))
-        self.dropped = set(ranked[blocks_kept(len(inside), p) :])
+        self.dropped = set(ranked[kept:])
         return Decision.RESELECT, self.dropped
 
 
@@ -110,6 +135,7 @@ def random_state(num_blocks: int, generator: torch.Generator) -> ReselectionStat
     """A state full of the leavings of earlier owners."""
     state = ReselectionState.allocate(num_blocks, SIZE)
     state.scores.copy_(torch.rand(state.scores.shape, generator=generator) * 9)
+    state.average.copy_(torch.rand(state.average.shape, generator=generator) * 9)
     state.visual.copy_(torch.rand(state.visual.shape, generator=generator) < 0.5)
     state.keep.copy_(torch.rand(state.keep.shape, generator=generator) < 0.5)
     state.record.copy_(torch.randint(0, 30, state.record.shape, generator=generator))
@@ -138,11 +164,14 @@ def step(
     p=st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.95]),
     mode=st.sampled_from(GateMode),
     reduce=st.sampled_from(["sum", "max"]),
+    memory=st.sampled_from([0.0, 0.3, 0.65]),
+    order_after=st.sampled_from([None, 1, 3, 6]),
     seed=st.integers(0, 2**31),
 )
 def test_equals_the_slow_form(
-    count: int, chunk: int, p: float, mode: GateMode, reduce: str, seed: int
-) -> None:
+    count: int, chunk: int, p: float, mode: GateMode, reduce: str, memory: float,
+    order_after: int | None, seed: int,
+) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     state = random_state(count * WIDTH, generator)
     sequences = make_sequences(count, generator, count * WIDTH)
@@ -152,9 +181,14 @@ def test_equals_the_slow_form(
         for sequence in sequences:
             sequence.length += 1
         scores = next_scores(scores, generator)
-        got = step(state, sequences, scores, p, mode=mode, reduce=reduce)
+        lies = torch.tensor([sequence.holds for sequence in sequences])
+        options = {"memory": memory, "order_after": order_after}
+        got = step(state, sequences, scores.gather(1, lies), p, mode=mode, reduce=reduce, **options)
         for s, sequence in enumerate(sequences):
-            decision, dropped = sequence.slow_step(scores[s].tolist(), p, mode, reduce)
+            decision, dropped = sequence.slow_step(scores[s].tolist(), p, mode, reduce, **options)
+            held = torch.arange(WIDTH * SIZE) if got.order is None else got.order[s]
+            assert lies[s][held].tolist() == sequence.holds
+            assert got.moved[s] == (sequence.steps - 1 == order_after and len(dropped) > 0)
             used = -(-sequence.length // SIZE)
             attends = sorted(set(range(used)) - dropped)
             assert got.decision[s] == decision
@@ -234,8 +268,12 @@ def test_a_recycled_block_remembers_nothing() -> None:
     prefill(used, [second], 100)
     prefill(fresh, [second], 100)
     second.length += 1
-    for a, b in zip(step(used, [second], scores), step(fresh, [second], scores), strict=True):
-        assert torch.equal(a, b)
+    options = {"memory": 0.5, "order_after": 1}
+    for _ in range(3):
+        again, anew = (step(state, [second], scores, **options) for state in (used, fresh))
+        for a, b in zip(again, anew, strict=True):
+            assert torch.equal(a, b)
+        second.length += 1
 
 
 def test_generated_tokens_are_never_visual_whatever_their_slots_held() -> None:
@@ -310,7 +348,10 @@ def test_nothing_is_read_back_to_the_host(mode: GateMode) -> None:
         torch.zeros(2, WIDTH * SIZE, 2, 8, device=meta), lengths, visual,
     )  # fmt: skip
     table = block_keep_table(0.7, WIDTH).to(meta)
-    outcome = reselect(state, blocks, lengths, lengths, scores, keep_table=table, mode=mode)
+    outcome = reselect(
+        state, blocks, lengths, lengths, scores, keep_table=table, mode=mode, memory=0.5,
+        order_after=8,
+    )  # fmt: skip
     assert outcome.table.shape == blocks.shape
     with pytest.raises(RuntimeError):
         outcome.lengths[0].item()
