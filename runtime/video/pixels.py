@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,14 +26,12 @@ class PictureMaker:
     def __init__(self, size: tuple[int, int] | None, limits: VideoLimits) -> None:
         self._size = size
         self._limits = limits
-        self._matrices: dict[int, tuple[int, ...] | None] = {}  # by their angle
-        self._holds_frame = False
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Raises DyCokeError for a frame of more pixels than allowed, whatever the header says, and
         for an orientation that is none of the eight."""
         self._limits.check("max_pixels", frame.width * frame.height)
-        sideways, mirrored, flipped = orientation(self._matrix(frame))
+        sideways, mirrored, flipped = orientation(display_matrix(frame))
         width, height = frame.width, frame.height
         if sideways:
             width, height = height, width
@@ -48,18 +45,15 @@ class PictureMaker:
             narrow[begin : begin + len(rows)] = resize_picture(rows, (self._size[0], len(rows)))
         return resize_picture(narrow[::-1] if flipped else narrow, self._size)
 
-    def _matrix(self, frame: VideoFrame) -> tuple[int, ...] | None:
-        # A frame and its side data refer to each other: only the collector frees a frame that was
-        # asked for them, so one frame per angle is, and it is freed as soon as the next one comes.
-        if self._holds_frame:
-            gc.collect()
-            self._holds_frame = False
-        if frame.rotation not in self._matrices:
-            data: Any = frame.side_data.get("DISPLAYMATRIX")
-            matrix = None if data is None else tuple(np.frombuffer(data, np.int32).tolist())
-            self._matrices[frame.rotation] = matrix
-            self._holds_frame = True
-        return self._matrices[frame.rotation]
+
+def display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
+    from av.sidedata.sidedata import SideDataContainer
+
+    # Not frame.side_data, which the frame keeps: they would refer to each other, and the picture's
+    # memory be free only once garbage is collected.
+    container: Any = SideDataContainer
+    data = container(frame).get("DISPLAYMATRIX")
+    return None if data is None else tuple(np.frombuffer(data, np.int32).tolist())
 
 
 def orientation(matrix: tuple[int, ...] | None) -> tuple[bool, bool, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,16 @@ def test_pictures_are_those_of_pillow(
         made = [PictureMaker((48, 40), VideoLimits())(frame) for _ in range(8)]
         assert all(np.array_equal(picture, wanted) for picture in made)
         assert np.array_equal(PictureMaker(None, VideoLimits())(frame), as_rgb(frame))
+
+
+def test_a_frame_is_free_once_its_picture_is_made() -> None:
+    """And not once garbage is collected, which takes longer than the picture."""
+    gc.disable()
+    try:
+        PictureMaker((48, 40), VideoLimits())(noise("yuv420p", 160, 128))
+        assert not any(isinstance(left, VideoFrame) for left in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_memory_beside_the_decoder_does_not_grow_with_the_picture(tmp_path: Path) -> None:
