@@ -146,9 +146,7 @@ class Manifest(_Strict):
     @field_validator("dycoke")
     @classmethod
     def _valid_config(cls, value: dict[str, Any]) -> dict[str, Any]:
-        config = DyCokeConfig.from_dict(value)
-        config.check_paper_selection("a bundle")
-        return config.to_dict()
+        return DyCokeConfig.from_dict(value).to_dict()
 
     _identity: str | None = PrivateAttr(default=None)
 

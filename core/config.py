@@ -41,11 +41,10 @@ class DyCokeConfig:
     memory: weight m of the past in the averaged scores that selection ranks,
         a_t = m a_(t-1) + (1-m) s_t with a_1 = s_1, 0 <= memory < 1. 0 is the paper's rule. The gate
         compares raw scores whatever `memory` says.
-    order: how visual tokens lie in blocks: `raster` as they came (paper), or once moved in order
-        of `importance`; tokens that are selected one by one have no use for it.
-    order_after: decode steps after which the order of importance is taken, an integer >= 1.
+    order: how visual tokens lie in blocks: `raster` as they came (paper), or by `importance`, where
+        each new selection moves the selected tokens to the blocks that are kept.
 
-    The last three are not the paper's: see docs/method.md.
+    The last two are not the paper's: see docs/method.md.
 
     Raises DyCokeError, naming field, value and allowed range, for any invalid value.
     """
@@ -61,7 +60,6 @@ class DyCokeConfig:
     seed: int = 0
     memory: float = 0.0
     order: Order = "raster"
-    order_after: int = 8
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", _number("k", self.k, upper_open=True))
@@ -75,17 +73,13 @@ class DyCokeConfig:
         _choice("block_reduce", self.block_reduce, get_args(BlockReduce))
         object.__setattr__(self, "memory", _number("memory", self.memory, upper_open=True))
         _choice("order", self.order, get_args(Order))
-        _integer("order_after", self.order_after, upper=None, lower=1)
-        if self.order != "raster" and self.granularity == "token":
-            raise DyCokeError(
-                f"order={self.order!r} has no effect with granularity='token'; allowed: with "
-                "granularity='block'"
-            )
-        if self.order == "raster" and self.order_after != type(self).order_after:
-            raise DyCokeError(
-                f"order_after={self.order_after} has no effect with order='raster'; allowed: with "
-                "order='importance'"
-            )
+        if self.order == "importance":
+            for name, alone in (("granularity", "block"), ("block_reduce", "sum")):
+                if getattr(self, name) != alone:
+                    raise DyCokeError(
+                        f"{name}={getattr(self, name)!r} has no effect with order='importance'; "
+                        f"allowed there: {name}={alone!r}"
+                    )
 
     @classmethod
     def paper(cls) -> DyCokeConfig:
@@ -184,9 +178,7 @@ class DyCokeConfig:
 
 # Fields younger than the first bundles, with their defaults.
 _LATER_FIELDS = {
-    field.name: field.default
-    for field in fields(DyCokeConfig)
-    if field.name in ("memory", "order", "order_after")
+    field.name: field.default for field in fields(DyCokeConfig) if field.name in ("memory", "order")
 }
 
 
@@ -210,11 +202,11 @@ def _number(name: str, value: Any, *, upper_open: bool = False) -> float:
     return float(value)
 
 
-def _integer(name: str, value: Any, *, upper: int | None, lower: int = 0) -> None:
+def _integer(name: str, value: Any, *, upper: int | None) -> None:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or value < lower or (upper is not None and value > upper):
+    if not is_integer or value < 0 or (upper is not None and value > upper):
         limit = "" if upper is None else f" <= {upper}"
-        raise _refusal(name, value, f"an integer, {lower} <= {name}{limit}")
+        raise _refusal(name, value, f"an integer, 0 <= {name}{limit}")
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

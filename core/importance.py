@@ -1,17 +1,17 @@
 """Memory and order of importance: ours, not the paper's (docs/method.md). Tensors in, tensors out.
 
 Selection ranks scores averaged over decode steps; the gate still compares the raw scores of
-consecutive steps. Once per request the tokens of the prunable blocks are moved into blocks of like
-importance. K is cached after RoPE and a decode step attends to a set, so moving a token's K and V
-changes no attention over all tokens. Batched over S sequences, no value is read back to the host.
+consecutive steps. In order of importance the selected tokens are moved to the places that pruned
+steps attend to, by swaps with those that leave: whole blocks are left out, and still it is tokens
+that are selected. K is cached after RoPE and a decode step attends to a set, so moving a token's K
+and V changes no attention over all tokens. Batched over S sequences, no value is read back to the
+host.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-ORDER_GRID = 2**20  # importance is ranked on a grid of 2^-20, so all implementations order alike
 
 
 def averaged_scores(scores: Tensor, average: Tensor, first_step: Tensor, memory: float) -> Tensor:
@@ -25,25 +25,29 @@ def averaged_scores(scores: Tensor, average: Tensor, first_step: Tensor, memory:
     return torch.where(first_step[:, None], scores, blended)
 
 
-def importance_order(scores: Tensor, prunable_tokens: Tensor) -> Tensor:
-    """int64 [S, T]: entry t is the position whose token moves to t; a permutation of each row.
+def swaps(selected: Tensor, attended: Tensor) -> Tensor:
+    """The order in which every selected token lies at an attended place, by the fewest swaps.
 
-    scores: fp32 [S, T], averaged, 0 <= score <= 1. prunable_tokens: bool [S, T], the tokens of
-    whole prunable blocks. The i-th prunable position takes the i-th most important prunable token;
-    every other position keeps its own. Ties go to the lowest position.
+    selected, attended: bool [S, T], equally many in each row. Returns int64 [S, T]: entry t is the
+    position whose token moves to t. The i-th token that enters changes places with the i-th that
+    leaves, both in ascending position.
     """
-    position = torch.arange(scores.shape[1], device=scores.device).expand_as(prunable_tokens)
-    keys = (scores.double() * ORDER_GRID).round().long().masked_fill(~prunable_tokens, -1)
-    ranked = keys.sort(dim=1, descending=True, stable=True).indices
-    rank = (prunable_tokens.cumsum(1) - 1).clamp(min=0)
-    return torch.where(prunable_tokens, ranked.gather(1, rank), position)
+    entering, leaving = selected & ~attended, attended & ~selected
+    position = torch.arange(selected.shape[1], device=selected.device).expand_as(selected)
+
+    def partners(of: Tensor, among: Tensor) -> Tensor:
+        listed = among.int().argsort(dim=1, descending=True, stable=True)
+        return listed.gather(1, (of.cumsum(1) - 1).clamp(min=0))
+
+    order = torch.where(entering, partners(entering, leaving), position)
+    return torch.where(leaving, partners(leaving, entering), order)
 
 
 def reorder(per_token: Tensor, order: Tensor, slots: Tensor) -> None:
     """Moves what belongs to tokens, in place: scores, averages or marks.
 
     per_token: [num_slots, ...], one entry per physical token slot. order: int64 [S, T] from
-    `importance_order`. slots: int64 [S, T], the physical slot of each logical position; those that
+    `swaps`. slots: int64 [S, T], the physical slot of each logical position; those that
     stay are neither read nor written, so padding may name any slot.
     """
     target, source = _moves(order, slots)

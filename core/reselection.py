@@ -104,7 +104,15 @@ def select_tokens(scores: Tensor, visual: Tensor, keep_table: Tensor) -> Tensor:
 
     keep_table: `token_keep_table(p, >= T)` on the device of `scores`. Ties go to the lowest index.
     """
-    return _best(scores, visual, keep_table)
+    return best_tokens(scores, visual, keep_table[visual.sum(1)])
+
+
+def best_tokens(scores: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
+    """The counts[s] best of each row's candidates, bool [S, T]; ties go to the lowest index."""
+    order = scores.masked_fill(~candidates, -torch.inf).sort(dim=1, descending=True, stable=True)
+    rank = torch.arange(scores.shape[1], device=scores.device).expand_as(order.indices)
+    chosen = torch.zeros_like(candidates).scatter(1, order.indices, rank < counts[:, None])
+    return chosen & candidates
 
 
 def prunable_blocks(visual: Tensor, lengths: Tensor, tokens_per_block: int) -> Tensor:
@@ -124,7 +132,7 @@ def select_blocks(
     """
     by_block = scores.view(*prunable.shape, -1)
     block_scores = by_block.sum(-1) if reduce == "sum" else by_block.amax(-1)
-    return ~prunable | _best(block_scores, prunable, keep_table)
+    return ~prunable | best_tokens(block_scores, prunable, keep_table[prunable.sum(1)])
 
 
 def compact_block_table(
@@ -147,12 +155,3 @@ def compact_block_table(
         order = order[:, None, :].expand_as(table)
     shorter = lengths - tokens_per_block * (used & ~keep).sum(1, dtype=lengths.dtype)
     return table.gather(-1, order), shorter
-
-
-def _best(scores: Tensor, candidates: Tensor, keep_table: Tensor) -> Tensor:
-    """The keep_table[number of candidates] best candidates of each row; ties: lowest index."""
-    count = keep_table[candidates.sum(1)]
-    order = scores.masked_fill(~candidates, -torch.inf).sort(dim=1, descending=True, stable=True)
-    rank = torch.arange(scores.shape[1], device=scores.device).expand_as(order.indices)
-    kept = torch.zeros_like(candidates).scatter(1, order.indices, rank < count[:, None])
-    return kept & candidates

@@ -19,11 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import BlockReduce, Granularity
+from .config import BlockReduce, Granularity, Order
 from .decisions import Decision, GateMode
-from .importance import averaged_scores, importance_order, reorder
+from .importance import averaged_scores, reorder, swaps
 from .reselection import (
     attended,
+    best_tokens,
     compact_block_table,
     gate,
     prunable_blocks,
@@ -84,8 +85,7 @@ class Reselection(NamedTuple):
     keep: Tensor  # bool [S, M], logical blocks that layers >= l attend to
     table: Tensor  # int [S, M], compacted physical block table
     lengths: Tensor  # int [S], compacted lengths
-    moved: Tensor  # bool [S], the sequence's tokens were put in order of importance in this step
-    order: Tensor | None  # int64 [S, M*B], of `importance_order`; None without such an order
+    order: Tensor | None  # int64 [S, M*B], of `core.importance.swaps`; None in raster order
 
 
 class TokenReselection(NamedTuple):
@@ -164,39 +164,38 @@ def reselect(
     threshold: float = 0.9,
     reduce: BlockReduce = "sum",
     memory: float = 0.0,
-    order_after: int | None = None,
+    order: Order = "raster",
 ) -> Reselection:
-    """One decode step at block granularity: gate, order, select, compact; updates `state` in place.
+    """One decode step at block granularity: gate, select, compact; updates `state` in place.
 
     blocks: int [S, M]; lengths: int [S], including the fed token; prompt_lengths: int [S].
     scores: fp32 [S, M*B] from `visual_scores` with the mask of `visual_positions`.
     keep_table: `block_keep_table(p, >= M)`. memory: of the averaged scores that are ranked.
-    order_after: the step after so many puts the tokens of prunable blocks in order of importance,
-        if any block is to be dropped; None: never. `state` then describes the new order, and K and
-        V are the caller's to move (`core.importance.reorder_pool`) before layers >= l attend.
+    order: `importance` keeps the first of the prunable blocks and moves the selected tokens there.
+        `state` then describes the new order, and K and V are the caller's to move
+        (`core.importance.reorder_pool`) before layers >= l attend.
     """
     size = state.tokens_per_block
     step = _gate_step(state, blocks, lengths, prompt_lengths, scores, mode, threshold, memory)
     prunable = prunable_blocks(step.visual, lengths, size)
-    average, decision, order = step.average, step.decision, None
-    moved = torch.zeros_like(step.known)
-    if order_after is not None:
-        count = prunable.sum(1)
-        moved = step.known & (step.steps == order_after) & (keep_table[count] < count)
-        order = importance_order(average, prunable.repeat_interleave(size, 1) & moved[:, None])
-        average = average.gather(1, order)
-        _reorder_state(state, step.rows, order)
-        # The last selection was of other blocks, so none of it can be reused.
-        decision = decision.masked_fill(moved, Decision.RESELECT)
-    selected = select_blocks(average, prunable, keep_table, reduce)
-    # Blocks that are not prunable were never selected, so their keep bits mean nothing.
-    last_selection = state.keep[step.rows] | ~prunable
-    keep = attended(decision, selected, last_selection)
+    new_selection = (step.decision == Decision.RESELECT)[:, None]
+    moves = None
+    if order == "importance":
+        wanted = keep_table[prunable.sum(1)][:, None]
+        selected = ~prunable | (prunable.cumsum(1) <= wanted)
+        last_selection = selected  # which blocks stay never changes, what lies there does
+        places = step.visual & selected.repeat_interleave(size, dim=1)
+        best = best_tokens(step.average, step.visual, places.sum(1))
+        moves = swaps(torch.where(new_selection, best, places), places)
+        _reorder_state(state, step.rows, moves)
+    else:
+        selected = select_blocks(step.average, prunable, keep_table, reduce)
+        # Blocks that are not prunable were never selected, so their keep bits mean nothing.
+        last_selection = state.keep[step.rows] | ~prunable
+        state.keep[step.rows.masked_fill(~(prunable & new_selection), state.num_blocks)] = selected
+    keep = attended(step.decision, selected, last_selection)
     table, shorter = compact_block_table(blocks, lengths, keep, size)
-
-    new = prunable & (decision == Decision.RESELECT)[:, None]
-    state.keep[step.rows.masked_fill(~new, state.num_blocks)] = selected
-    return Reselection(decision, step.similarity, keep, table, shorter, moved, order)
+    return Reselection(step.decision, step.similarity, keep, table, shorter, moves)
 
 
 def reselect_tokens(
@@ -267,7 +266,7 @@ def _gate_step(
 
 
 def _reorder_state(state: ReselectionState, rows: Tensor, order: Tensor) -> None:
-    """Scores and averages follow their tokens; marks need not, prunable blocks have all of them."""
+    """Scores and averages follow their tokens; marks need not, visual tokens change places."""
     size = state.tokens_per_block
     slots = (rows[:, :, None] * size + torch.arange(size, device=rows.device)).flatten(1)
     for per_token in (state.scores, state.average):

@@ -18,7 +18,7 @@ from ..runtime.native.cpu import cpu_runner
 from ..runtime.native.weights import load_weights
 from ..runtime.request import Event, Request
 from ..runtime.scheduler import EngineLimits, Scheduler
-from ..runtime.selection import StepTrace
+from ..runtime.selection import StepTrace, in_raster_order
 from .oracle import Generation, Step
 from .shapes import MAX_NEW_TOKENS, Answerer
 
@@ -29,14 +29,21 @@ class NativeAnswerer(Answerer):
     """Answers with a freshly exported LLM; both granularities, any block size."""
 
     def __init__(self, model_dir: Path, tokens_per_block: int) -> None:
-        super().__init__(model_dir)
+        super().__init__(model_dir, tokens_per_block)
         with tempfile.TemporaryDirectory() as folder:
             llm = Path(folder) / LLM
             export_llm(open_checkpoint(model_dir), llm, DyCokeConfig.off(), Dtype.FP32)
             self._llm = load_weights(llm)
-        self._block = tokens_per_block
         self._engines: dict[DyCokeConfig, Scheduler] = {}
-        self.last_steps: list[Step] = []  # of the last generation
+        self._traced: list[StepTrace] = []
+
+    @property
+    def last_steps(self) -> list[Step]:
+        """Of the last generation, tokens counted as they came."""
+        return [
+            Step(step.decision, step.similarity, step.kept, step.scores)
+            for step in in_raster_order(self._traced)
+        ]
 
     @torch.no_grad()
     def generate(
@@ -49,7 +56,7 @@ class NativeAnswerer(Answerer):
         base = self._llm[0].vocab
         prompt = [*before, *range(base, base + len(visual)), *after]
         events: list[Event] = []
-        self.last_steps = []
+        self._traced = []
         engine = self._engine(config)
         engine.submit(
             Request("r", prompt, MAX_NEW_TOKENS, events.append, visual, end_ids=self.end_ids)
@@ -70,7 +77,7 @@ class NativeAnswerer(Answerer):
         return self._engines[config]
 
     def _keep(self, _: str, step: StepTrace) -> None:
-        self.last_steps.append(Step(step.decision, step.similarity, step.kept, step.scores))
+        self._traced.append(step)
 
 
 def block_rate(visual_tokens: int, span_start: int, tokens_per_block: int, p: float) -> float:

@@ -17,9 +17,10 @@ from ..core.attention import masked_attention
 from ..core.config import DyCokeConfig
 from ..core.decisions import Decision
 from ..core.errors import DyCokeError
-from ..core.importance import averaged_scores, importance_order
+from ..core.importance import averaged_scores
 from ..core.reselection import (
     attended,
+    best_tokens,
     block_keep_table,
     gate,
     select_blocks,
@@ -58,8 +59,8 @@ class Pruner:
     """Dynamic pruning of one sequence whose visual tokens are positions begin <= t < end.
 
     tokens_per_block: of blocks as the engines have them, counted from position 0 of the prompt;
-    None selects tokens. K and V never move here: `_order` says which token a block's slot holds.
-    Raises DyCokeError for an order of blocks where there are none.
+    None selects tokens. Nothing moves here: in order of importance tokens are selected, as many as
+    the kept blocks have places. Raises DyCokeError for an order of blocks where there are none.
     """
 
     config: DyCokeConfig
@@ -86,7 +87,8 @@ class Pruner:
             if self.tokens_per_block is None
             else block_keep_table(self.config.p, whole)
         )
-        self._order = torch.arange(size)[None]
+        dropped = whole - int(self._keep_table[whole])
+        self._places = torch.tensor([size - dropped * block])
         self._average = torch.zeros(1, size)
         self._previous = torch.zeros(1, size)
         self._selection = self._visual
@@ -104,12 +106,6 @@ class Pruner:
             scores, self._previous, first, self.config.gate_mode, self.config.gate_threshold
         )
         self._average = averaged_scores(scores, self._average, first, self.config.memory)
-        if self.config.order == "importance" and len(self.steps) == self.config.order_after:
-            inside = torch.zeros_like(self._visual)
-            inside[:, self._inside] = True
-            self._order = importance_order(self._average, inside)
-            # The last selection was of other blocks, so none of it can be reused.
-            decision = torch.full_like(decision, Decision.RESELECT)
         selected = self._select()
         self._attended = attended(decision, selected, self._selection)
         if decision.item() == Decision.RESELECT:
@@ -122,12 +118,13 @@ class Pruner:
         """The visual tokens that this step would select: bool [1, V]."""
         if self.tokens_per_block is None:
             return select_tokens(self._average, self._visual, self._keep_table)
-        tokens = self._order[0, self._inside]
-        scores = self._average[:, tokens]
-        whole = torch.ones(1, len(tokens) // self.tokens_per_block, dtype=torch.bool)
+        if self.config.order == "importance":
+            return best_tokens(self._average, self._visual, self._places)
+        scores = self._average[:, self._inside]
+        whole = torch.ones(1, scores.shape[1] // self.tokens_per_block, dtype=torch.bool)
         blocks = select_blocks(scores, whole, self._keep_table, self.config.block_reduce)
         selected = self._visual.clone()
-        selected[:, tokens] = blocks.repeat_interleave(self.tokens_per_block, dim=1)
+        selected[:, self._inside] = blocks.repeat_interleave(self.tokens_per_block, dim=1)
         return selected
 
     def mask(self, length: int) -> Tensor:

@@ -48,9 +48,13 @@ class Outcome:
 
 
 class Answerer:
-    """The demo model under any configuration. Raises DyCokeError if its files cannot be read."""
+    """The demo model under any configuration. Raises DyCokeError if its files cannot be read.
 
-    def __init__(self, model_dir: Path) -> None:
+    tokens_per_block: selects blocks of this size; None selects tokens.
+    """
+
+    def __init__(self, model_dir: Path, tokens_per_block: int | None = None) -> None:
+        self._block = tokens_per_block
         self.model = load_model(model_dir)
         self.tokenizer = load_tokenizer(model_dir)
         end = self.model.generation_config.eos_token_id
@@ -82,6 +86,7 @@ class Answerer:
             config,
             max_new_tokens=MAX_NEW_TOKENS,
             end_ids=self.end_ids,
+            tokens_per_block=self._block,
         )
         return generation, len(visual)
 

@@ -54,7 +54,6 @@ def export_bundle(
             f"{model_dir}: names no eos_token_id; add it to its generation_config.json"
         )
     config.check_layers(checkpoint.llm.layers)
-    config.check_paper_selection("an exported model")
     is_bundle = (target / MANIFEST).is_file()
     if is_bundle and not replace:
         raise DyCokeError(

@@ -45,7 +45,6 @@ def export_llm(
     dims = checkpoint.llm
     check_tp(dims, tp)
     config.check_layers(dims.layers)
-    config.check_paper_selection("an exported model")
     with writing(directory):
         directory.mkdir()
         text = json.dumps(llm_config_json(checkpoint.llm, config, dtype, tp), indent=2)

@@ -91,7 +91,6 @@ def pruning_state(cache: Cache, config: DyCokeConfig) -> ReselectionState | None
     no layer to prune."""
     layout = cache.layout
     config.check_layers(layout.layers)
-    config.check_paper_selection("the native backend")
     if config.p == 0:
         return None
     return ReselectionState.allocate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,13 +16,31 @@ if TYPE_CHECKING:
 class StepTrace(NamedTuple):
     """What one decode step of one sequence did, for figures and debugging.
 
-    kept: int64, visual tokens attended to by layers >= l, counted from the first visual token.
+    scores: fp32 [V], of the visual tokens as they lie behind this step. kept: int64, those attended
+    to by layers >= l, counted from the first. order: int64 [V], the place whose token moved to each
+    place in this step; None in raster order.
     """
 
     decision: Decision
     similarity: float
-    scores: Tensor  # fp32 [V]
+    scores: Tensor
     kept: Tensor
+    order: Tensor | None = None
+
+
+def in_raster_order(steps: Iterable[StepTrace]) -> Iterator[StepTrace]:
+    """Steps of one sequence, from its first, with tokens counted as they came."""
+    holds: Tensor | None = None
+    for step in steps:
+        if step.order is not None:
+            holds = step.order if holds is None else holds[step.order]
+        if holds is None:
+            yield step
+        else:
+            scores = step.scores.new_empty(len(holds))
+            scores[holds] = step.scores
+            kept = holds[step.kept].sort().values
+            yield StepTrace(step.decision, step.similarity, scores, kept)
 
 
 Trace = Callable[[int, StepTrace], None]  # called with the row in the batch
@@ -32,12 +50,13 @@ Trace = Callable[[int, StepTrace], None]  # called with the row in the batch
 class SelectionCounts:
     """What decode steps selected so far, over all sequences.
 
-    decisions: by `Decision`; context, attended: tokens in context of
-    layers >= l, all and those attended to; seconds: scoring and selecting, on a CPU (on a GPU they
-    are part of a step that is launched as a whole).
+    decisions: by `Decision`; moved: tokens that changed places; context, attended: tokens in
+    context of layers >= l, all and those attended to; seconds: scoring and selecting, on a CPU (on
+    a GPU they are part of a step that is launched as a whole).
     """
 
     decisions: list[int] = field(default_factory=lambda: [0] * len(Decision))
+    moved: int = 0
     context: int = 0
     attended: int = 0
     seconds: float = 0.0

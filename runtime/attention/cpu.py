@@ -99,7 +99,7 @@ class DecodeStep:
                 keys = gather(cache.pool, self._table, layer, KEY, blocks)
                 scored = pruner.score(query, key, keys, self._lengths)
             with SELECT:
-                self._selection = pruner.select(scored, self._lengths)
+                self._selection = pruner.select(scored, self._lengths, cache.pool)
         if pruner is not None and layer == pruner.first_pruned_layer:
             self._context = DecodeContext(cache.pool, *self._selection)
         self._context.write(layer, key, value)

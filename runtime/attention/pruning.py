@@ -10,9 +10,17 @@ from torch import Tensor
 
 from ...core.config import DyCokeConfig
 from ...core.decisions import Decision
+from ...core.importance import reorder_pool
 from ...core.pool import encode_table
 from ...core.reselection import block_keep_table, token_keep_table, visual_scores
-from ...core.state import ReselectionState, reselect, reselect_tokens, visual_positions
+from ...core.state import (
+    Reselection,
+    ReselectionState,
+    TokenReselection,
+    reselect,
+    reselect_tokens,
+    visual_positions,
+)
 from ..selection import SelectionCounts, StepTrace, Trace
 
 
@@ -80,8 +88,9 @@ class Pruner:
         scores = visual_scores(query, new_key, keys.transpose(1, 2), lengths, visual)
         return Scores(blocks, visual, scores)
 
-    def select(self, scored: Scores, lengths: Tensor) -> Selection:
-        """Gate and selection of this step; lengths: int64 [S]."""
+    def select(self, scored: Scores, lengths: Tensor, pool: Tensor) -> Selection:
+        """Gate and selection of this step; lengths: int64 [S]. In order of importance K and V of
+        the scoring layer and those above it move within `pool`."""
         blocks, visual, scores = scored
         config, state = self._config, self._state
         sequences = (state, blocks, lengths, self._prompt_lengths, scores)
@@ -92,8 +101,13 @@ class Pruner:
                 mode=config.gate_mode,
                 threshold=config.gate_threshold,
                 reduce=config.block_reduce,
+                memory=config.memory,
+                order=config.order,
             )
-            self._report(step.decision, step.similarity, scores, visual, step.keep)
+            if step.order is not None:
+                self._move(step.order, blocks, pool)
+                scores = scores.gather(1, step.order)
+            self._report(step, scores, visual)
             self._counts.add(step.decision, lengths, step.lengths, self._begun)
             return Selection(encode_table(step.table, self._layers).long(), step.lengths)
         tokens = reselect_tokens(
@@ -101,29 +115,41 @@ class Pruner:
             keep_table=self._tables.keep_table,
             mode=config.gate_mode,
             threshold=config.gate_threshold,
+            memory=config.memory,
         )
-        self._report(tokens.decision, tokens.similarity, scores, visual, tokens.keep)
+        self._report(tokens, scores, visual)
         inside = torch.arange(tokens.keep.shape[1]) < lengths[:, None]
         attended = (tokens.keep & inside).sum(1)
         self._counts.add(tokens.decision, lengths, attended, self._begun)
         table = encode_table(blocks, self._layers).long()
         return Selection(table, lengths, tokens.keep)
 
-    def _report(
-        self, decision: Tensor, similarity: Tensor, scores: Tensor, visual: Tensor, keep: Tensor
-    ) -> None:
-        """Calls the trace for every row. keep: bool [S, M] blocks or [S, M*B] tokens."""
+    def _move(self, order: Tensor, blocks: Tensor, pool: Tensor) -> None:
+        """order: int64 [S, T] of `core.importance.swaps`."""
+        places = torch.arange(order.shape[1], device=order.device)
+        moved = (order != places).sum(1)
+        rows = moved.nonzero()[:, 0]
+        if len(rows) > 0:
+            reorder_pool(pool, order[rows], blocks[rows], slice(self.scoring_layer, None))
+            self._counts.moved += int(moved.sum())
+
+    def _report(self, step: Reselection | TokenReselection, scores: Tensor, visual: Tensor) -> None:
+        """Calls the trace for every row. scores: fp32 [S, T], visual: bool [S, T]."""
         if self._trace is None:
             return
-        kept = keep.repeat_interleave(scores.shape[1] // keep.shape[1], dim=1)
+        kept = step.keep.repeat_interleave(scores.shape[1] // step.keep.shape[1], dim=1)
         for row in range(len(scores)):
             (span,) = visual[row].nonzero(as_tuple=True)
+            order = None
+            if isinstance(step, Reselection) and step.order is not None:
+                order = torch.searchsorted(span, step.order[row, span])
             self._trace(
                 row,
                 StepTrace(
-                    decision=Decision(int(decision[row])),
-                    similarity=float(similarity[row]),
+                    decision=Decision(int(step.decision[row])),
+                    similarity=float(step.similarity[row]),
                     scores=scores[row, span],
                     kept=kept[row, span].nonzero()[:, 0],
+                    order=order,
                 ),
             )

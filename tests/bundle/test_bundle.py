@@ -225,12 +225,12 @@ def test_readers_see_a_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [p.name for p in path.parent.iterdir()] == ["record.json"]
 
 
-def test_a_bundle_that_asks_for_memory_or_order_is_refused(bundle: Path) -> None:
+def test_memory_and_order_are_read_and_their_absence_is_the_paper(bundle: Path) -> None:
     path = bundle / "bundle.json"
     said = json.loads(path.read_text())
-    for field, value in (("memory", 0.5), ("order", "importance")):
-        path.write_text(json.dumps(said | {"dycoke": said["dycoke"] | {field: value}}))
-        with pytest.raises(DyCokeError, match=f"dycoke: .*{field}=.* is not run by a bundle"):
-            read_manifest(bundle)
+    chosen = {"memory": 0.5, "order": "importance"}
+    path.write_text(json.dumps(said | {"dycoke": said["dycoke"] | chosen}))
+    assert read_manifest(bundle).config == DyCokeConfig.from_dict(said["dycoke"] | chosen)
     path.write_text(json.dumps(said))
-    assert read_manifest(bundle).config.memory == 0
+    config = read_manifest(bundle).config
+    assert (config.memory, config.order) == (0, "raster")

@@ -115,8 +115,8 @@ def test_authors_names() -> None:
 
 
 def test_younger_fields_leave_what_is_written_by_default_as_it_was() -> None:
-    assert not {"memory", "order", "order_after"} & set(DyCokeConfig().to_dict())
-    config = DyCokeConfig(memory=0.5, order="importance", order_after=4)
+    assert not {"memory", "order"} & set(DyCokeConfig().to_dict())
+    config = DyCokeConfig(memory=0.5, order="importance")
     assert DyCokeConfig.from_dict(config.to_dict()) == config
     assert DyCokeConfig.from_json(config.to_json()) == config
 
@@ -127,8 +127,6 @@ def test_younger_fields_leave_what_is_written_by_default_as_it_was() -> None:
         ("memory", 1.0, "0 <= memory < 1"),
         ("memory", -0.1, "0 <= memory < 1"),
         ("order", "random", "raster, importance"),
-        ("order_after", 0, "1 <= order_after"),
-        ("order_after", 2.5, "1 <= order_after"),
     ],
 )
 def test_memory_and_order_are_validated(name: str, value: object, allowed: str) -> None:
@@ -136,9 +134,11 @@ def test_memory_and_order_are_validated(name: str, value: object, allowed: str) 
         DyCokeConfig.from_dict({name: value})
 
 
-def test_when_the_order_is_taken_needs_an_order() -> None:
-    with pytest.raises(DyCokeError, match="order_after=4 has no effect with order='raster'"):
-        DyCokeConfig(order_after=4)
+@pytest.mark.parametrize("change", [{"granularity": "token"}, {"block_reduce": "max"}])
+def test_what_an_order_of_importance_leaves_without_effect(change: dict[str, str]) -> None:
+    ((name, value),) = change.items()
+    with pytest.raises(DyCokeError, match=f"{name}='{value}' has no effect with order='imp"):
+        DyCokeConfig(order="importance", **change)
 
 
 @pytest.mark.parametrize("change", [{"memory": 0.5}, {"order": "importance"}])

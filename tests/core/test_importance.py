@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from dycoke_trt.core.attention import masked_attention
-from dycoke_trt.core.importance import (
-    ORDER_GRID,
-    averaged_scores,
-    importance_order,
-    reorder,
-    reorder_pool,
-)
-from dycoke_trt.core.reselection import prunable_blocks
+from dycoke_trt.core.importance import averaged_scores, reorder, reorder_pool, swaps
+from dycoke_trt.core.reselection import best_tokens, prunable_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,12 +26,14 @@ class Batch:
         self.visual = (position >= begin) & (position < end) & (position < self.lengths[:, None])
         # Few values, so that there are ties.
         self.scores = torch.randint(0, 5, (2, M * B), generator=draw) / 8 * self.visual
-        self.blocks_prunable = prunable_blocks(self.visual, self.lengths, B)
-        self.prunable = self.blocks_prunable.repeat_interleave(B, dim=1)
+        dropped = prunable_blocks(self.visual, self.lengths, B)
+        dropped[:, ::2] = False
+        self.places = self.visual & ~dropped.repeat_interleave(B, dim=1)
+        self.selected = best_tokens(self.scores, self.visual, self.places.sum(1))
         shape = (3 * M, LAYERS, 2, HEADS, B, DIM)
         self.pool = torch.randn(shape, generator=draw)
         self.query = torch.randn(2, 2 * HEADS, DIM, generator=draw)
-        self.order = importance_order(self.scores, self.prunable)
+        self.order = swaps(self.selected, self.places)
 
     def context(self, pool: torch.Tensor, row: int, layer: int) -> torch.Tensor:
         """K and V of a sequence's tokens: [2, 1, M * B, Hkv, D]."""
@@ -50,12 +46,12 @@ class Batch:
         return masked_attention(self.query[row, None], keys, values, everything)
 
 
-def slow_order(scores: list[float], prunable: list[bool]) -> list[int]:
-    positions = [t for t, movable in enumerate(prunable) if movable]
-    ranked = sorted(positions, key=lambda t: (-round(scores[t] * ORDER_GRID), t))
-    order = list(range(len(scores)))
-    for target, source in zip(positions, ranked, strict=True):
-        order[target] = source
+def slow_swaps(selected: list[bool], places: list[bool]) -> list[int]:
+    entering = [t for t, (new, old) in enumerate(zip(selected, places, strict=True)) if new > old]
+    leaving = [t for t, (new, old) in enumerate(zip(selected, places, strict=True)) if new < old]
+    order = list(range(len(places)))
+    for a, b in zip(entering, leaving, strict=True):
+        order[a], order[b] = b, a
     return order
 
 
@@ -67,8 +63,17 @@ seeds = st.integers(0, 2**32)
 def test_order_equals_the_obvious_one(seed: int) -> None:
     batch = Batch(seed)
     for row in range(2):
-        slow = slow_order(batch.scores[row].tolist(), batch.prunable[row].tolist())
+        slow = slow_swaps(batch.selected[row].tolist(), batch.places[row].tolist())
         assert batch.order[row].tolist() == slow
+
+
+@settings(max_examples=50, deadline=None)
+@given(seeds)
+def test_what_is_attended_are_the_selected_tokens(seed: int) -> None:
+    batch = Batch(seed)
+    for row in range(2):
+        there = batch.order[row, batch.places[row]]
+        assert sorted(there.tolist()) == batch.selected[row].nonzero()[:, 0].tolist()
 
 
 @settings(max_examples=50, deadline=None)
@@ -85,7 +90,7 @@ def test_pool_equals_the_obvious_one_and_neighbours_stay(seed: int) -> None:
     reorder_pool(pool, batch.order, batch.blocks, slice(1, None))
     assert torch.equal(pool, expected)
     assert torch.equal(pool[:, 0], batch.pool[:, 0])  # a layer that takes no part
-    touched = batch.blocks[batch.blocks_prunable]
+    touched = batch.blocks[batch.visual.view(2, M, B).any(-1)]
     others = torch.ones(len(pool), dtype=torch.bool)
     others[touched] = False
     assert torch.equal(pool[others], batch.pool[others])
@@ -95,11 +100,11 @@ def test_padding_may_name_a_block_that_moves() -> None:
     """Row 1 is one block of text; its padding names the blocks of row 0."""
     pool = torch.randn(3, LAYERS, 2, HEADS, B, DIM)
     blocks = torch.tensor([[0, 1], [2, 0]])
-    prunable = torch.tensor([[True] * B + [False] * B, [False] * 2 * B])
-    scores = torch.arange(2.0 * B).expand(2, -1) / 16
-    order = importance_order(scores, prunable)
+    selected = torch.tensor([[False, False, True, True] + [False] * B, [False] * 2 * B])
+    places = torch.tensor([[True, True, False, False] + [False] * B, [False] * 2 * B])
+    order = swaps(selected, places)
     expected = pool.clone()
-    expected[0] = pool[0].flip(-2)
+    expected[0] = pool[0].roll(2, dims=-2)
     reorder_pool(pool, order, blocks, slice(None))
     assert torch.equal(pool, expected)
 
@@ -118,11 +123,11 @@ def test_attention_over_all_tokens_does_not_change(seed: int) -> None:
 def test_an_order_off_by_one_changes_attention() -> None:
     for seed in range(100):
         batch = Batch(seed)
-        if batch.prunable[0].any():
+        moves = batch.order[0] != torch.arange(M * B)
+        if moves.any():
             break
     wrong = batch.order.clone()
-    last = int(batch.prunable[0].nonzero()[-1])
-    wrong[0, last] = last + 1  # the token behind the last prunable one: doubled, another lost
+    wrong[0, int(moves.nonzero()[0])] += 1  # one token is doubled, another lost
     pool = batch.pool.clone()
     reorder_pool(pool, wrong, batch.blocks, slice(None))
     before, after = (batch.attention(p, 0, 2) for p in (batch.pool, pool))
@@ -131,12 +136,12 @@ def test_an_order_off_by_one_changes_attention() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(seeds)
-def test_only_whole_prunable_blocks_take_part(seed: int) -> None:
+def test_only_visual_tokens_take_part(seed: int) -> None:
     batch = Batch(seed)
     stay = torch.arange(M * B).expand_as(batch.order)
-    assert torch.equal(batch.order[~batch.prunable], stay[~batch.prunable])
+    assert torch.equal(batch.order[~batch.visual], stay[~batch.visual])
     fed = batch.lengths[:, None] - 1
-    assert torch.equal(batch.order.gather(1, fed), fed)
+    assert torch.equal(batch.order.gather(1, fed), fed) or batch.visual.gather(1, fed).any()
     assert torch.equal(batch.order.sort(1).values, stay)
 
 
@@ -150,12 +155,6 @@ def test_what_belongs_to_tokens_moves_with_them(seed: int) -> None:
     reorder(memory, batch.order, slots)
     assert torch.equal(memory[slots], before[slots.gather(1, batch.order)])
     assert torch.equal(memory.sort().values, before)
-
-
-def test_the_grid_makes_close_scores_tie() -> None:
-    scores = torch.tensor([[0.5, 0.5 + 0.2 / ORDER_GRID, 0.5 + 1.0 / ORDER_GRID]])
-    order = importance_order(scores, torch.ones(1, 3, dtype=torch.bool))
-    assert order.tolist() == [[2, 0, 1]]
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.35, 0.8])

@@ -9,7 +9,6 @@ import pytest
 import torch
 from dycoke_trt.core.counts import blocks_kept
 from dycoke_trt.core.decisions import Decision, GateMode
-from dycoke_trt.core.importance import ORDER_GRID
 from dycoke_trt.core.reselection import block_keep_table, visual_scores
 from dycoke_trt.core.state import (
     Reselection,
@@ -47,9 +46,9 @@ class Sequence:
 
     def slow_step(
         self, scores: list[float], p: float, mode: GateMode, reduce: str,
-        memory: float = 0.0, order_after: int | None = None,
+        memory: float = 0.0, order: str = "raster",
     ) -> tuple[int, set[int]]:  # fmt: skip
-        """Gate, order and selection by plain loops: (decision, logical blocks dropped).
+        """Gate, selection and moves by plain loops: (decision, logical blocks dropped).
 
         scores: by token, wherever it lies.
         """
@@ -67,22 +66,25 @@ class Sequence:
         tail = (self.length - 1) // SIZE
         inside = [b for b in range(tail) if self.begin <= b * SIZE and (b + 1) * SIZE <= self.end]
         kept = blocks_kept(len(inside), p)
-        due = self.steps == order_after and kept < len(inside)
         self.steps += 1
-        if due:
-            places = [t for b in inside for t in range(b * SIZE, (b + 1) * SIZE)]
-            rank = {t: (-round(float(self.average[t]) * ORDER_GRID), t) for t in places}
-            for place, token in zip(places, sorted(places, key=rank.__getitem__), strict=True):
-                self.holds[place] = token
+        if order == "importance":
+            self.dropped = set(inside[kept:])
         close = cosine >= 0.9
         stable = dict(zip(GateMode, (close, close, False, True), strict=True))
-        if not first and not due and stable[mode]:
+        if not first and stable[mode]:
             return (
                 (Decision.FULL, set()) if mode == GateMode.FULL else (Decision.REUSE, self.dropped)
             )
+        if order == "importance":
+            places = [t for t in visual if t // SIZE not in self.dropped]
+            best = sorted(visual, key=lambda t: (-self.average[self.holds[t]], t))[: len(places)]
+            entering = sorted(set(best) - set(places))
+            for new, old in zip(entering, sorted(set(places) - set(best)), strict=True):
+                self.holds[new], self.holds[old] = self.holds[old], self.holds[new]
+            return Decision.RESELECT, self.dropped
         combine = sum if reduce == "sum" else max
         score = {
-            b: combine(float(self.average[t]) for t in self.holds[b * SIZE : (b + 1) * SIZE])
+            b: combine(float(self.average[t]) for t in range(b * SIZE, (b + 1) * SIZE))
             for b in inside
         }
         ranked = sorted(inside, key=lambda b: (-score[b], b))
@@ -165,12 +167,12 @@ def step(
     mode=st.sampled_from(GateMode),
     reduce=st.sampled_from(["sum", "max"]),
     memory=st.sampled_from([0.0, 0.3, 0.65]),
-    order_after=st.sampled_from([None, 1, 3, 6]),
+    order=st.sampled_from(["raster", "importance"]),
     seed=st.integers(0, 2**31),
 )
 def test_equals_the_slow_form(
     count: int, chunk: int, p: float, mode: GateMode, reduce: str, memory: float,
-    order_after: int | None, seed: int,
+    order: str, seed: int,
 ) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     state = random_state(count * WIDTH, generator)
@@ -182,13 +184,12 @@ def test_equals_the_slow_form(
             sequence.length += 1
         scores = next_scores(scores, generator)
         lies = torch.tensor([sequence.holds for sequence in sequences])
-        options = {"memory": memory, "order_after": order_after}
+        options = {"memory": memory, "order": order}
         got = step(state, sequences, scores.gather(1, lies), p, mode=mode, reduce=reduce, **options)
         for s, sequence in enumerate(sequences):
             decision, dropped = sequence.slow_step(scores[s].tolist(), p, mode, reduce, **options)
             held = torch.arange(WIDTH * SIZE) if got.order is None else got.order[s]
             assert lies[s][held].tolist() == sequence.holds
-            assert got.moved[s] == (sequence.steps - 1 == order_after and len(dropped) > 0)
             used = -(-sequence.length // SIZE)
             attends = sorted(set(range(used)) - dropped)
             assert got.decision[s] == decision
@@ -268,7 +269,7 @@ def test_a_recycled_block_remembers_nothing() -> None:
     prefill(used, [second], 100)
     prefill(fresh, [second], 100)
     second.length += 1
-    options = {"memory": 0.5, "order_after": 1}
+    options = {"memory": 0.5, "order": "importance"}
     for _ in range(3):
         again, anew = (step(state, [second], scores, **options) for state in (used, fresh))
         for a, b in zip(again, anew, strict=True):
@@ -350,7 +351,7 @@ def test_nothing_is_read_back_to_the_host(mode: GateMode) -> None:
     table = block_keep_table(0.7, WIDTH).to(meta)
     outcome = reselect(
         state, blocks, lengths, lengths, scores, keep_table=table, mode=mode, memory=0.5,
-        order_after=8,
+        order="importance",
     )  # fmt: skip
     assert outcome.table.shape == blocks.shape
     with pytest.raises(RuntimeError):
