@@ -30,6 +30,7 @@ class NativeAnswerer(Answerer):
 
     def __init__(self, model_dir: Path, tokens_per_block: int) -> None:
         super().__init__(model_dir, tokens_per_block)
+        self._size = tokens_per_block
         with tempfile.TemporaryDirectory() as folder:
             llm = Path(folder) / LLM
             export_llm(open_checkpoint(model_dir), llm, DyCokeConfig.off(), Dtype.FP32)
@@ -70,8 +71,8 @@ class NativeAnswerer(Answerer):
     def _engine(self, config: DyCokeConfig) -> Scheduler:
         if config not in self._engines:
             llm, weights = self._llm
-            pool = POOL_TOKENS // self._block
-            runner = cpu_runner(llm, weights, pool, self._block, config)
+            pool = POOL_TOKENS // self._size
+            runner = cpu_runner(llm, weights, pool, self._size, config)
             limits = EngineLimits(max_batch=1)
             self._engines[config] = Scheduler(runner, limits, self._keep)
         return self._engines[config]
