@@ -16,6 +16,7 @@ from .options import AsJson, dycoke_config
 
 if TYPE_CHECKING:
     from ..core.config import DyCokeConfig
+    from ..eval.study import Setting
 
 
 def evaluate(
@@ -29,21 +30,27 @@ def evaluate(
     p: Annotated[float, typer.Option("--p", help="KV pruning rate P, 0 <= P < 1.")] = 0.0,
     ttm: Annotated[str, typer.Option("--ttm", help="paper, reference, random or off.")] = "paper",
     gate: Annotated[str, typer.Option("--gate", help="reuse, full, always or once.")] = "reuse",
+    memory: Annotated[
+        float, typer.Option("--memory", help="Weight of the past in averaged scores, 0 <= M < 1.")
+    ] = 0.0,
+    order: Annotated[
+        str, typer.Option("--order", help="How tokens lie in blocks: raster or importance.")
+    ] = "raster",
     study: Annotated[
-        bool, typer.Option("--study", help="Every setting of the study instead of one.")
-    ] = False,
+        str, typer.Option("--study", help="Many settings: merging, selection or candidates.")
+    ] = "",
     model: Annotated[
         Path | None, typer.Option("--model", help="Model directory; default: the demo model.")
     ] = None,
     backend: Annotated[
         str,
-        typer.Option(
-            "--backend", help="oracle: token granularity; native: paged, prunes blocks of tokens."
-        ),
+        typer.Option("--backend", help="oracle: plain and slow; native: paged, as it is served."),
     ] = "oracle",
     tokens_per_block: Annotated[
         int | None,
-        typer.Option("--tokens-per-block", help="Of the native backend; default: 16."),
+        typer.Option(
+            "--tokens-per-block", help="Blocks are selected; default: tokens, native: 16."
+        ),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", help="Processes.")] = 1,
     as_json: AsJson = False,
@@ -56,6 +63,7 @@ def evaluate(
     require("transformers", extra="demo")
     from ..core.errors import DyCokeError
     from ..demo.shapes import HELD_OUT_SEEDS
+    from ..eval.study import STUDIES, Setting
 
     if suite != "shapes":
         raise DyCokeError(f"unknown suite {suite!r}; allowed: shapes")
@@ -72,65 +80,67 @@ def evaluate(
         raise DyCokeError(
             f"--tokens-per-block {tokens_per_block} is not allowed; allowed: 1 to 128"
         )
-    granularity = "block" if native else "token"
-    config = dycoke_config(k=k, l=l, p=p, ttm=ttm, gate=gate, granularity=granularity)
-    idle = [
-        option
-        for option, given in (
-            ("--l", l != 3),
-            ("--gate", gate != "reuse"),
-            ("--tokens-per-block", native and tokens_per_block is not None),
-        )
-        if given and p == 0
-    ]
-    idle += ["--ttm"] if ttm != "paper" and k == 0 else []
-    if idle:
-        raise DyCokeError(
-            f"{idle[0]} has no effect without {'--k' if idle[0] == '--ttm' else '--p'}"
-        )
-    if tokens_per_block is not None and not native:
-        raise DyCokeError("--tokens-per-block has no effect without --backend native")
-    if study and (k > 0 or p > 0):
-        raise DyCokeError("--study has its own settings; leave out --k and --p")
-    if study and native:
-        raise DyCokeError("--study compares settings of the oracle; leave out --backend native")
-    block = (tokens_per_block or 16) if native else None
-    settings = _settings(config, study)
-    report = _measure(settings, samples, seed, model, workers, block, quiet=as_json)
+    block = tokens_per_block or (16 if native else None)
+    config = dycoke_config(
+        k=k, l=l, p=p, ttm=ttm, gate=gate, memory=memory, order=order,
+        granularity="token" if block is None else "block",
+    )  # fmt: skip
+    given = {
+        "--l": l != 3, "--gate": gate != "reuse", "--memory": memory != 0,
+        "--order": order != "raster", "--tokens-per-block": tokens_per_block is not None,
+    }  # fmt: skip
+    idle = [option for option, is_given in given.items() if is_given and p == 0]
+    if idle and not study:
+        raise DyCokeError(f"{idle[0]} has no effect without --p")
+    if ttm != "paper" and k == 0 and not study:
+        raise DyCokeError("--ttm has no effect without --k")
+    if study:
+        own = [option for option, value in given.items() if value]
+        own += [name for name, value in (("--k", k), ("--p", p)) if value > 0]
+        own += ["--ttm"] if ttm != "paper" else []
+        if own:
+            raise DyCokeError(f"--study has its own settings; leave out {own[0]}")
+        if study not in STUDIES:
+            raise DyCokeError(f"unknown study {study!r}; allowed: {', '.join(STUDIES)}")
+        if native:
+            raise DyCokeError("--study compares settings of the oracle; leave out --backend native")
+    report = _measure(
+        study, Setting(config, block), samples, seed, model, workers, native, quiet=as_json
+    )
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
         _show(report)
 
 
-def _settings(config: DyCokeConfig, study: bool) -> dict[str, DyCokeConfig]:
+def _settings(config: DyCokeConfig, block: int | None) -> dict[str, Setting]:
+    """Full tokens, and one setting beside them if it is another."""
     from ..core.config import DyCokeConfig
-    from ..eval.study import study as all_settings
+    from ..eval.study import Setting
 
-    if study:
-        return all_settings()
-    off = DyCokeConfig.off()
-    settings = {"full tokens": off}
+    settings = {"full tokens": Setting(DyCokeConfig.off())}
     if config.p > 0 or (config.k > 0 and config.ttm != "off"):
         named = f"K={config.k} L={config.l} P={config.p} ttm {config.ttm}, gate {config.gate}"
-        settings[named] = config
+        if config.memory > 0:
+            named += f", memory {config.memory}"
+        if block is not None and config.p > 0:
+            named += f", blocks of {block} in {config.order} order"
+        settings[named] = Setting(config, block)
     return settings
 
 
 def _measure(
-    settings: dict[str, DyCokeConfig],
+    study: str,
+    setting: Setting,
     samples: int,
     seed: int,
     model: Path | None,
     workers: int,
-    block: int | None,
+    native: bool,
     *,
     quiet: bool,
 ) -> dict[str, Any]:
-    """Runs the suite; the last setting's figures stand at the top level of the report.
-
-    block: tokens per block of the native backend; None is the oracle.
-    """
+    """Runs the suite; the figures of a single setting stand at the top level of the report."""
     import torch
     from rich.console import Console
     from rich.progress import track
@@ -139,28 +149,34 @@ def _measure(
     from ..eval.native import NativeAnswerer
     from ..eval.report import difference, summarise
     from ..eval.shapes import Answerer, run_suite
+    from ..eval.study import STUDIES
 
     torch.set_num_threads(1)  # as in the workers: the tensors are small, threads only wait
     folder = model or MODEL_DIR
-    for config in settings.values():
-        config.check_layers(_layers(folder))
-    load = Answerer if block is None else partial(NativeAnswerer, tokens_per_block=block)
+    if study:
+        settings, bases = STUDIES[study].settings(Answerer(folder).span()), STUDIES[study].bases
+    else:
+        settings, bases = _settings(*setting), ("full tokens",)
+    for each in settings.values():
+        each.config.check_layers(_layers(folder))
+    block = setting.tokens_per_block
+    load = partial(NativeAnswerer, tokens_per_block=block or 16) if native else Answerer
     results = run_suite(folder, samples, seed, list(settings.values()), workers, load)
     rows = list(
         track(results, "samples", total=samples, console=Console(stderr=True), disable=quiet)
     )
-    columns = [list(column) for column in zip(*rows, strict=True)]
+    columns = dict(zip(settings, map(list, zip(*rows, strict=True)), strict=True))
     figures = {}
-    for (name, config), outcomes in zip(settings.items(), columns, strict=True):
-        figures[name] = summarise(config, outcomes)
-        if outcomes is not columns[0]:
-            figures[name]["difference"] = difference(outcomes, columns[0])
+    for name, outcomes in columns.items():
+        figures[name] = summarise(settings[name], outcomes)
+        figures[name]["difference"] = {
+            base: difference(outcomes, columns[base]) for base in bases if base != name
+        }
     return {
         "suite": "shapes",
         "samples": samples,
         "seed": seed,
-        "backend": "oracle" if block is None else "native",
-        "tokens_per_block": block,
+        "backend": "native" if native else "oracle",
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers")},
@@ -182,6 +198,8 @@ def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..demo.shapes import SHORT_TASKS
+
     settings: dict[str, dict[str, Any]] = report["settings"]
     cells = {name: _cells(figures) for name, figures in settings.items()}
     table = Table(
@@ -189,21 +207,21 @@ def _show(report: dict[str, Any]) -> None:
         f"{report['backend']}: accuracy in %",
         title_justify="left",
     )
-    labels = list(next(iter(cells.values())))
+    labels = list({label: None for row in cells.values() for label in row})
     if len(settings) <= 2:
         for name in ("", *settings):
             table.add_column(name)
         for label in labels:
-            table.add_row(label, *(cells[name][label] for name in settings))
+            table.add_row(label, *(cells[name].get(label, "") for name in settings))
         Console().print(table)
     else:
-        for label in ("", *labels):
+        # Intervals of single tasks would not fit beside each other.
+        shown = [label for label in labels if label.split(" ")[0] not in SHORT_TASKS]
+        for label in ("", *shown):
             table.add_column(label.replace(" (95 %)", ""))
         for name in settings:
-            # Intervals of single tasks would not fit beside each other.
-            row = (c if "short" in la else c.split(" ")[0] for la, c in cells[name].items())
-            table.add_row(name, *row)
-        Console(width=200).print(table)
+            table.add_row(name, *(cells[name].get(label, "") for label in shown))
+        Console(width=240).print(table)
 
 
 def _cells(figures: dict[str, Any]) -> dict[str, str]:
@@ -215,13 +233,18 @@ def _cells(figures: dict[str, Any]) -> dict[str, str]:
     def share(count: int) -> str:
         return f"{100 * count / steps:.0f}%" if steps else ""
 
-    difference = figures.get("difference", {})
+    differences = {
+        f"{task} - {base}": _interval(change.get(label))
+        for base, change in figures["difference"].items()
+        for task, label in (("short", SHORT), ("describe", "describe"))
+    }
+    attended = figures["attended_per_pruned_step"]
     return {
         **{f"{task} (95 %)": _interval(got) for task, got in figures["tasks"].items()},
         "short (95 %)": _interval(figures[SHORT]),
-        "short - full": _interval(difference.get(SHORT)),
-        "describe - full": _interval(difference.get("describe")),
+        **differences,
         "visual tokens": str(figures["visual_tokens"]),
+        "tokens attended": "" if attended is None else f"{attended:.0f}",
         "steps pruned": share(figures["steps_pruned"]),
         "gate hits": share(figures["gate_hits"]),
         "mass kept": "" if mass is None else f"{100 * mass:.0f}%",

@@ -9,7 +9,6 @@ import torch
 
 from ..bundle.paths import LLM
 from ..core.config import DyCokeConfig
-from ..core.counts import tokens_kept
 from ..core.dtype import Dtype
 from ..demo.tokenizer import prompt_prefix, prompt_suffix
 from ..export.checkpoint import open_checkpoint
@@ -21,21 +20,25 @@ from ..runtime.scheduler import EngineLimits, Scheduler
 from ..runtime.selection import StepTrace, in_raster_order
 from .oracle import Generation, Step
 from .shapes import MAX_NEW_TOKENS, Answerer
+from .study import Setting
 
 POOL_TOKENS = 1024
 
 
 class NativeAnswerer(Answerer):
-    """Answers with a freshly exported LLM; both granularities, any block size."""
+    """Answers with a freshly exported LLM; both granularities, any block size.
+
+    tokens_per_block: of a setting that names none.
+    """
 
     def __init__(self, model_dir: Path, tokens_per_block: int) -> None:
-        super().__init__(model_dir, tokens_per_block)
-        self._size = tokens_per_block
+        super().__init__(model_dir)
+        self._block = tokens_per_block
         with tempfile.TemporaryDirectory() as folder:
             llm = Path(folder) / LLM
             export_llm(open_checkpoint(model_dir), llm, DyCokeConfig.off(), Dtype.FP32)
             self._llm = load_weights(llm)
-        self._engines: dict[DyCokeConfig, Scheduler] = {}
+        self._engines: dict[Setting, Scheduler] = {}
         self._traced: list[StepTrace] = []
 
     @property
@@ -48,9 +51,9 @@ class NativeAnswerer(Answerer):
 
     @torch.no_grad()
     def generate(
-        self, features: torch.Tensor, question: str, config: DyCokeConfig
+        self, features: torch.Tensor, question: str, setting: Setting
     ) -> tuple[Generation, int]:
-        visual = self.visual(features, config)
+        visual = self.visual(features, setting.config)
         before, after = (
             self.tokenizer(text).input_ids for text in (prompt_prefix(), prompt_suffix(question))
         )
@@ -58,7 +61,7 @@ class NativeAnswerer(Answerer):
         prompt = [*before, *range(base, base + len(visual)), *after]
         events: list[Event] = []
         self._traced = []
-        engine = self._engine(config)
+        engine = self._engine(setting)
         engine.submit(
             Request("r", prompt, MAX_NEW_TOKENS, events.append, visual, end_ids=self.end_ids)
         )
@@ -68,28 +71,14 @@ class NativeAnswerer(Answerer):
         ended = [min(self.end_ids)] if events[-1].finish == "end" else []
         return Generation(tokens + ended, self.last_steps, None), len(visual)
 
-    def _engine(self, config: DyCokeConfig) -> Scheduler:
-        if config not in self._engines:
+    def _engine(self, setting: Setting) -> Scheduler:
+        if setting not in self._engines:
             llm, weights = self._llm
-            pool = POOL_TOKENS // self._size
-            runner = cpu_runner(llm, weights, pool, self._size, config)
+            size = setting.tokens_per_block or self._block
+            runner = cpu_runner(llm, weights, POOL_TOKENS // size, size, setting.config)
             limits = EngineLimits(max_batch=1)
-            self._engines[config] = Scheduler(runner, limits, self._keep)
-        return self._engines[config]
+            self._engines[setting] = Scheduler(runner, limits, self._keep)
+        return self._engines[setting]
 
     def _keep(self, _: str, step: StepTrace) -> None:
         self._traced.append(step)
-
-
-def block_rate(visual_tokens: int, span_start: int, tokens_per_block: int, p: float) -> float:
-    """The P at which blocks of this size attend to about as many visual tokens as tokens do at p.
-
-    Blocks at the edges of the span are always attended to, so the interior ones have to give more;
-    the answer is a whole number of blocks, as a rate 0 <= rate < 1.
-    """
-    size = tokens_per_block
-    interior = (span_start + visual_tokens) // size - -(-span_start // size)
-    if interior < 1:
-        return 0.0
-    drop = min(interior, round((visual_tokens - tokens_kept(visual_tokens, p)) / size))
-    return min(drop / interior, 1 - 2**-20)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
 from ..demo.shapes import SHORT_TASKS, TASKS
 from .shapes import Outcome
 from .statistics import Estimate, bootstrap, paired_difference, wilson
+from .study import Setting
 
 SHORT = "mean of short answers"
 
 
-def summarise(config: DyCokeConfig, outcomes: list[Outcome]) -> dict[str, Any]:
-    """The figures of one configuration, as JSON.
+def summarise(setting: Setting, outcomes: list[Outcome]) -> dict[str, Any]:
+    """The figures of one setting, as JSON.
 
     `tasks` maps a task to accuracy, its 95 % interval and n; for describe accuracy is the mean
     share of statements that are right. Raises DyCokeError if the configuration asks for dynamic
     pruning and no step was pruned: that would be a result of something else.
     """
+    config = setting.config
     steps, pruned = sum(o.steps for o in outcomes), sum(o.pruned for o in outcomes)
     if config.p > 0 and pruned == 0:
         raise DyCokeError(
@@ -35,25 +36,27 @@ def summarise(config: DyCokeConfig, outcomes: list[Outcome]) -> dict[str, Any]:
             tasks[task] = {**_estimate(estimate), "n": len(scores)}
     return {
         "config": config.to_dict(),
+        "tokens_per_block": setting.tokens_per_block,
         "tasks": tasks,
         SHORT: _estimate(bootstrap(_short(outcomes))) if _short(outcomes) else None,
         "visual_tokens": outcomes[0].visual_tokens,
         "steps": steps,
         "steps_pruned": pruned,
+        "attended_per_pruned_step": sum(o.attended for o in outcomes) / pruned if pruned else None,
         "gate_hits": sum(o.gate_hits for o in outcomes),
         "steps_attending_everything": sum(o.full_steps for o in outcomes),
         "attention_mass_kept": sum(o.mass_kept for o in outcomes) / pruned if pruned else None,
     }
 
 
-def difference(outcomes: list[Outcome], full: list[Outcome]) -> dict[str, Any]:
-    """Change of accuracy against full tokens on the same samples, with paired intervals."""
+def difference(outcomes: list[Outcome], base: list[Outcome]) -> dict[str, Any]:
+    """Change of accuracy against another setting on the same samples, with paired intervals."""
     report = {}
     for name, tasks in ((SHORT, SHORT_TASKS), ("describe", ("describe",))):
-        pairs = [(a.score, b.score) for a, b in zip(outcomes, full, strict=True) if a.task in tasks]
+        pairs = [(a.score, b.score) for a, b in zip(outcomes, base, strict=True) if a.task in tasks]
         if pairs:
-            mine, base = (list(values) for values in zip(*pairs, strict=True))
-            report[name] = _estimate(paired_difference(mine, base))
+            mine, theirs = (list(values) for values in zip(*pairs, strict=True))
+            report[name] = _estimate(paired_difference(mine, theirs))
     return report
 
 

@@ -23,6 +23,7 @@ from ..demo.normalise import to_pixels
 from ..demo.shapes import HELD_OUT_SEEDS, Sample, make_sample, score
 from ..demo.tokenizer import load_tokenizer, prompt_prefix, prompt_suffix
 from .oracle import Generation, gate_hits, generate, steps_attending_everything
+from .study import Setting, Span
 
 MAX_NEW_TOKENS = 96
 
@@ -32,8 +33,9 @@ class Outcome:
     """One answer, and what its decode steps did.
 
     score: 0..1; steps: decode steps after the first token; pruned: steps whose layers >= l did
-    not attend to every visual token; gate_hits: steps that resembled their predecessor; mass_kept:
-    sum over pruned steps of the share of visual attention on the kept tokens.
+    not attend to every visual token; attended: visual tokens that these attended to, in sum;
+    gate_hits: steps that resembled their predecessor; mass_kept: sum over pruned steps of the share
+    of visual attention on the kept tokens.
     """
 
     task: str
@@ -42,19 +44,16 @@ class Outcome:
     visual_tokens: int
     steps: int
     pruned: int
+    attended: int
     gate_hits: int
     full_steps: int
     mass_kept: float
 
 
 class Answerer:
-    """The demo model under any configuration. Raises DyCokeError if its files cannot be read.
+    """The demo model under any configuration. Raises DyCokeError if its files cannot be read."""
 
-    tokens_per_block: selects blocks of this size; None selects tokens.
-    """
-
-    def __init__(self, model_dir: Path, tokens_per_block: int | None = None) -> None:
-        self._block = tokens_per_block
+    def __init__(self, model_dir: Path) -> None:
         self.model = load_model(model_dir)
         self.tokenizer = load_tokenizer(model_dir)
         end = self.model.generation_config.eos_token_id
@@ -71,10 +70,16 @@ class Answerer:
         merged = ttm_merge(features, config.k, config.ttm, seed=config.seed)
         return torch.cat([merged, self.model.model.image_newline[None]])
 
+    def span(self, k: float = 0.7) -> Span:
+        """Of every sample after TTM at `k`."""
+        visual = self.visual(self.features(make_sample(0)), DyCokeConfig(k=k))
+        return Span(len(self.embed_prompt("?")[0]), len(visual))
+
     def generate(
-        self, features: torch.Tensor, question: str, config: DyCokeConfig
+        self, features: torch.Tensor, question: str, setting: Setting
     ) -> tuple[Generation, int]:
         """The oracle's generation and the number of visual tokens, image_newline included."""
+        config, tokens_per_block = setting
         visual = self.visual(features, config)
         before, after = self.embed_prompt(question)
         span = (len(before), len(before) + len(visual))
@@ -86,7 +91,7 @@ class Answerer:
             config,
             max_new_tokens=MAX_NEW_TOKENS,
             end_ids=self.end_ids,
-            tokens_per_block=self._block,
+            tokens_per_block=tokens_per_block,
         )
         return generation, len(visual)
 
@@ -103,13 +108,13 @@ class Answerer:
         return self.model.get_input_embeddings()(ids)  # type: ignore[no-any-return]
 
 
-def answer(answerer: Answerer, seed: int, configs: list[DyCokeConfig]) -> list[Outcome]:
-    """One held-out sample under every configuration."""
+def answer(answerer: Answerer, seed: int, settings: list[Setting]) -> list[Outcome]:
+    """One held-out sample under every setting."""
     sample = make_sample(seed)
     features = answerer.features(sample)
     outcomes = []
-    for config in configs:
-        generation, visual = answerer.generate(features, sample.question, config)
+    for setting in settings:
+        generation, visual = answerer.generate(features, sample.question, setting)
         text, steps = answerer.decode(generation.tokens), generation.steps
         pruned = [step for step in steps if step.pruned]
         outcomes.append(
@@ -120,7 +125,8 @@ def answer(answerer: Answerer, seed: int, configs: list[DyCokeConfig]) -> list[O
                 visual_tokens=visual,
                 steps=len(generation.tokens) - 1,
                 pruned=len(pruned),
-                gate_hits=gate_hits(steps, config.gate_threshold),
+                attended=sum(len(step.kept) for step in pruned),
+                gate_hits=gate_hits(steps, setting.config.gate_threshold),
                 full_steps=steps_attending_everything(steps),
                 mass_kept=sum(step.mass_kept for step in pruned),
             )
@@ -132,11 +138,11 @@ def run_suite(
     model_dir: Path,
     samples: int,
     seed: int,
-    configs: list[DyCokeConfig],
+    settings: list[Setting],
     workers: int = 1,
     load: Callable[[Path], Answerer] = Answerer,
 ) -> Iterator[list[Outcome]]:
-    """Yields, per sample, its outcomes in the order of `configs`; samples are held-out ones.
+    """Yields, per sample, its outcomes in the order of `settings`; samples are held-out ones.
 
     seed: the first sample, counted from the start of the held-out seeds. load: makes the answerer
     from the model's directory, once per worker; it is pickled for them.
@@ -146,14 +152,14 @@ def run_suite(
     if workers == 1:
         answerer = load(model_dir)
         for one in seeds:
-            yield answer(answerer, one, configs)
+            yield answer(answerer, one, settings)
         return
     # Spawned, because a forked torch may hang in its thread pool.
     with ProcessPoolExecutor(
         workers,
         get_context("spawn"),
         initializer=_start_worker,
-        initargs=(load, model_dir, configs),
+        initargs=(load, model_dir, settings),
     ) as pool:
         yield from pool.map(_work, seeds, chunksize=4)
 
@@ -162,12 +168,12 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(
-    load: Callable[[Path], Answerer], model_dir: Path, configs: list[DyCokeConfig]
+    load: Callable[[Path], Answerer], model_dir: Path, settings: list[Setting]
 ) -> None:
     torch.set_num_threads(1)
-    _worker["job"] = (load(model_dir), configs)
+    _worker["job"] = (load(model_dir), settings)
 
 
 def _work(seed: int) -> list[Outcome]:
-    answerer, configs = _worker["job"]
-    return answer(answerer, seed, configs)
+    answerer, settings = _worker["job"]
+    return answer(answerer, seed, settings)

@@ -1,10 +1,10 @@
-"""The native backend on the shapes suite: against the oracle, and by block size.
+"""The native backend on the shapes suite, against the oracle.
 
     python -m dycoke_trt.bench.experiments.native_accuracy [--samples 500] [-o FILE]
 
-Token granularity: answer strings equal to the oracle's, and for each that differs the smallest
-margin (of a logit, the gate or the cut) at its first differing step. Block granularity: accuracy
-for B = 8, 16, 32 and both reductions, at the number of attended visual tokens of P = 0.7.
+Answer strings equal to the oracle's at token granularity, and for each that differs the smallest
+margin (of a logit, the gate or the cut) at its first differing step. What blocks cost is
+`dycoke eval --study selection`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from ...core.config import BlockReduce, DyCokeConfig
+from ...core.config import DyCokeConfig
 from ...core.counts import tokens_kept
 from ...demo import MODEL_DIR
 from ...demo.shapes import HELD_OUT_SEEDS, make_sample
-from ...eval.native import NativeAnswerer, block_rate
+from ...eval.native import NativeAnswerer
 from ...eval.oracle import Generation, Step, generate
-from ...eval.report import SHORT, summarise
-from ...eval.shapes import MAX_NEW_TOKENS, Answerer, Outcome, answer
+from ...eval.shapes import MAX_NEW_TOKENS, Answerer
+from ...eval.study import Setting
 from ..machine import machine
 
 TOKEN = DyCokeConfig(granularity="token")
@@ -36,8 +36,8 @@ def compare(samples: int) -> dict[str, Any]:
     for seed in HELD_OUT_SEEDS[:samples]:
         sample = make_sample(seed)
         features = oracle.features(sample)
-        mine, _ = native.generate(features, sample.question, TOKEN)
-        theirs, _ = oracle.generate(features, sample.question, TOKEN)
+        mine, _ = native.generate(features, sample.question, Setting(TOKEN))
+        theirs, _ = oracle.generate(features, sample.question, Setting(TOKEN))
         if native.decode(mine.tokens) == oracle.decode(theirs.tokens):
             same += 1
         else:
@@ -84,42 +84,6 @@ def _cut(step: Step) -> float:
     return float((ranked[count - 1] - ranked[count]) / ranked[count - 1])
 
 
-def by_block(samples: int) -> list[dict[str, Any]]:
-    """Accuracy per block size and reduction, and at token granularity."""
-    rows = [_row("token", 8, TOKEN, samples)]
-    for size in (8, 16, 32):
-        native = NativeAnswerer(MODEL_DIR, size)
-        before, _ = native.embed_prompt("?")
-        visual = len(native.visual(native.features(make_sample(0)), TOKEN))
-        rate = block_rate(visual, len(before), size, TOKEN.p)
-        reductions: tuple[BlockReduce, ...] = ("sum", "max")
-        for reduce in reductions:
-            config = TOKEN.with_changes(granularity="block", p=rate, block_reduce=reduce)
-            rows.append(_row(f"B={size} {reduce}", size, config, samples, native))
-    return rows
-
-
-def _row(
-    name: str, size: int, config: DyCokeConfig, samples: int, native: NativeAnswerer | None = None
-) -> dict[str, Any]:
-    native = native or NativeAnswerer(MODEL_DIR, size)
-    outcomes: list[Outcome] = []
-    attended: list[int] = []
-    for seed in HELD_OUT_SEEDS[:samples]:
-        outcomes += answer(native, seed, [config])
-        attended += [len(step.kept) for step in native.last_steps]
-    figures = summarise(config, outcomes)
-    return {
-        "setting": name,
-        "p": config.p,
-        "attended": sum(attended) / len(attended),
-        "short": figures[SHORT],
-        "describe": figures["tasks"]["describe"],
-        "mass_kept": figures["attention_mass_kept"],
-        "mean_score": sum(o.score for o in outcomes) / len(outcomes),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=500)
@@ -128,7 +92,6 @@ def main() -> None:
     report = {
         "machine": machine("torch", "transformers"),
         "against_oracle": compare(options.samples),
-        "by_block": by_block(options.samples),
     }
     text = json.dumps(report, indent=1)
     if options.output:

@@ -13,6 +13,7 @@ from dycoke_trt.demo import CLIPS_DIR, MODEL_DIR
 from dycoke_trt.demo.network import frame_features
 from dycoke_trt.demo.normalise import to_pixels
 from dycoke_trt.eval.shapes import Answerer
+from dycoke_trt.eval.study import Setting
 from dycoke_trt.runtime.video.read import read_video
 from dycoke_trt.tests.support import assert_one_line, dycoke, spawned
 
@@ -51,7 +52,7 @@ def test_right_is_what_the_oracle_says(clip: dict[str, str]) -> None:
         features = frame_features(
             answerer.model, to_pixels(read_video(CLIPS_DIR / clip["file"], 16))
         )
-    generation, _ = answerer.generate(features, clip["question"], config)
+    generation, _ = answerer.generate(features, clip["question"], Setting(config))
     assert answerer.decode(generation.tokens) == clip["answer"]
 
 

@@ -10,6 +10,7 @@ from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, Sample, make_sample
 from dycoke_trt.eval.native import NativeAnswerer
 from dycoke_trt.eval.shapes import Answerer
+from dycoke_trt.eval.study import Setting
 
 BLOCK = 16
 
@@ -33,12 +34,12 @@ def described() -> list[Sample]:
     ids=lambda config: f"m{config.memory}-{config.order}-{config.gate}-{config.granularity}",
 )
 def test_memory_and_order(described: list[Sample], config: DyCokeConfig) -> None:
-    block = BLOCK if config.granularity == "block" else None
-    oracle, native = Answerer(MODEL_DIR, block), NativeAnswerer(MODEL_DIR, BLOCK)
+    setting = Setting(config, BLOCK if config.granularity == "block" else None)
+    oracle, native = Answerer(MODEL_DIR), NativeAnswerer(MODEL_DIR, BLOCK)
     for sample in described:
         features = oracle.features(sample)
-        expected, _ = oracle.generate(features, sample.question, config)
-        got, _ = native.generate(features, sample.question, config)
+        expected, _ = oracle.generate(features, sample.question, setting)
+        got, _ = native.generate(features, sample.question, setting)
         assert native.decode(got.tokens) == oracle.decode(expected.tokens)
         assert len(native.last_steps) == len(expected.steps) > 10
         for mine, theirs in zip(native.last_steps, expected.steps, strict=True):

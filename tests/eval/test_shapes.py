@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.counts import blocks_kept, tokens_kept
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.demo.mp4 import round_trip
@@ -18,10 +19,12 @@ from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, TASKS, make_sample
 from dycoke_trt.demo.tokenizer import build_prompt
 from dycoke_trt.eval.report import difference, summarise
 from dycoke_trt.eval.shapes import MAX_NEW_TOKENS, Answerer, Outcome, answer, run_suite
-from dycoke_trt.eval.study import study
+from dycoke_trt.eval.study import STUDIES, Setting, Span, block_rate, merging
 from dycoke_trt.tests.support import assert_one_line, dycoke
 
 TOKEN = DyCokeConfig(granularity="token")
+FULL = Setting(DyCokeConfig.off())
+SPAN = Span(before=6, visual=265)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def answerer() -> Answerer:
 def outcome(task: str = "colour", score: float = 1.0, **changes: Any) -> Outcome:
     fields = {
         "task": task, "score": score, "answer": "", "visual_tokens": 9, "steps": 4, "pruned": 2,
-        "gate_hits": 1, "full_steps": 0, "mass_kept": 1.5,
+        "attended": 6, "gate_hits": 1, "full_steps": 0, "mass_kept": 1.5,
     }  # fmt: skip
     return Outcome(**{**fields, **changes})
 
@@ -50,21 +53,22 @@ def test_full_tokens_equal_plain_generate(answerer: Answerer) -> None:
             )
         expected = whole[0, inputs.input_ids.shape[1] :].tolist()
         features = answerer.features(sample)
-        got, count = answerer.generate(features, sample.question, DyCokeConfig.off())
+        got, count = answerer.generate(features, sample.question, FULL)
         assert got.tokens == expected
         assert count == visual
 
 
 def test_the_model_answers(answerer: Answerer) -> None:
     """A floor far above chance on a few held-out samples; docs/accuracy.md has the figures."""
-    outcomes = [answer(answerer, seed, [DyCokeConfig.off()])[0] for seed in HELD_OUT_SEEDS[:42]]
+    outcomes = [answer(answerer, seed, [FULL])[0] for seed in HELD_OUT_SEEDS[:42]]
     assert sum(o.score for o in outcomes) / len(outcomes) > 0.8
 
 
 def test_what_pruned_steps_report(answerer: Answerer) -> None:
     seed = next(s for s in HELD_OUT_SEEDS if make_sample(s).task == "describe")
-    configs = [TOKEN, TOKEN.with_changes(gate="full", gate_threshold=0.0), TOKEN]
-    reuse, full, again = answer(answerer, seed, configs)
+    attending = TOKEN.with_changes(gate="full", gate_threshold=0.0)
+    settings = [Setting(TOKEN), Setting(attending), Setting(TOKEN)]
+    reuse, full, again = answer(answerer, seed, settings)
     assert reuse == again  # nothing leaks from one generation into the next
     assert reuse.visual_tokens == 4 * (36 + 3 * 10) + 1
     assert reuse.steps == reuse.pruned > 20
@@ -74,24 +78,25 @@ def test_what_pruned_steps_report(answerer: Answerer) -> None:
 
 
 def test_several_workers_give_the_outcomes_of_one() -> None:
-    configs = [DyCokeConfig.off(), TOKEN]
-    alone = list(run_suite(MODEL_DIR, 6, 100, configs, workers=1))
-    assert list(run_suite(MODEL_DIR, 6, 100, configs, workers=2)) == alone
+    settings = [FULL, Setting(TOKEN), Setting(DyCokeConfig(order="importance"), 16)]
+    alone = list(run_suite(MODEL_DIR, 6, 100, settings, workers=1))
+    assert list(run_suite(MODEL_DIR, 6, 100, settings, workers=2)) == alone
 
 
 def test_dynamic_pruning_that_prunes_nothing_is_no_result() -> None:
     with pytest.raises(DyCokeError, match=r"p=0.7 pruned none of 8 decode steps"):
-        summarise(TOKEN, [outcome(pruned=0), outcome(pruned=0)])
-    assert summarise(DyCokeConfig.off(), [outcome(pruned=0)])["attention_mass_kept"] is None
+        summarise(Setting(TOKEN), [outcome(pruned=0), outcome(pruned=0)])
+    assert summarise(FULL, [outcome(pruned=0)])["attention_mass_kept"] is None
 
 
 def test_summaries() -> None:
     outcomes = [outcome(), outcome(score=0.0), outcome("describe", 0.5), outcome("describe", 0.75)]
-    got = summarise(TOKEN, outcomes)
+    got = summarise(Setting(TOKEN), outcomes)
     assert got["tasks"]["colour"]["accuracy"] == 0.5
     assert got["tasks"]["colour"]["n"] == 2
     assert got["tasks"]["describe"]["accuracy"] == 0.625
     assert got["steps_pruned"] == 8
+    assert got["attended_per_pruned_step"] == 3
     assert got["attention_mass_kept"] == pytest.approx(6 / 8)
     better = [outcome(), outcome(), outcome("describe", 0.5), outcome("describe", 1.0)]
     change = difference(better, outcomes)
@@ -99,8 +104,8 @@ def test_summaries() -> None:
     assert change["describe"]["accuracy"] == 0.125
 
 
-def test_the_study_is_complete() -> None:
-    settings = list(study().values())
+def test_the_study_of_merging_is_complete() -> None:
+    settings = [setting.config for setting in merging(SPAN).values()]
     assert settings[0] == DyCokeConfig.off()
     assert len(set(map(DyCokeConfig.to_json, settings))) == len(settings)
     for rate in (0.5, 0.7):
@@ -109,6 +114,24 @@ def test_the_study_is_complete() -> None:
                 assert TOKEN.with_changes(k=rate, p=rate, ttm=ttm, gate=gate) in settings
         assert TOKEN.with_changes(k=rate, p=rate, ttm="random") in settings
     assert TOKEN.with_changes(k=0.9, p=0.0, ttm="random") in settings
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_studies_compare_different_settings_with_bases_that_they_have(name: str) -> None:
+    settings = STUDIES[name].settings(SPAN)
+    assert len(set(settings.values())) == len(settings)
+    assert set(STUDIES[name].bases) <= set(settings)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_block_rate_attends_to_as_many_tokens_to_half_a_block(p: float, size: int) -> None:
+    interior = (SPAN.before + SPAN.visual) // size - -(-SPAN.before // size)
+    kept = blocks_kept(interior, block_rate(SPAN, size, p))
+    attended = SPAN.visual - (interior - kept) * size
+    # Edge blocks are always attended to, and one block is always kept.
+    least = SPAN.visual - (interior - 1) * size
+    assert abs(attended - max(tokens_kept(SPAN.visual, p), least)) <= size / 2
 
 
 def test_json() -> None:
@@ -168,10 +191,13 @@ def test_table() -> None:
         ("--gate full", "--gate has no effect without --p"),
         ("--l 2 --k 0.5", "--l has no effect without --p"),
         ("--ttm random --p 0.5", "--ttm has no effect without --k"),
-        ("--study --k 0.5", "--study has its own settings"),
-        ("--study --backend native", "leave out --backend native"),
+        ("--study merging --k 0.5", "--study has its own settings; leave out --k"),
+        ("--study merging --gate always", "leave out --gate"),
+        ("--study merging --backend native", "leave out --backend native"),
+        ("--study taste", "unknown study 'taste'; allowed: merging, selection, candidates"),
         ("--backend trtllm", "unknown backend 'trtllm'; allowed: oracle, native"),
-        ("--tokens-per-block 8 --p 0.5", "no effect without --backend native"),
+        ("--memory 0.5", "--memory has no effect without --p"),
+        ("--p 0.5 --order importance", "granularity='token' has no effect with order"),
         ("--tokens-per-block 8 --backend native", "--tokens-per-block has no effect without --p"),
         ("--tokens-per-block 0 --backend native --p 0.5", "--tokens-per-block 0"),
         ("--model nowhere", "nowhere/config.json is missing: no model there"),

