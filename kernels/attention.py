@@ -28,6 +28,65 @@ def key_slots(table, row, plane, column, valid, max_blocks, layer, kv_head, slot
     return (slab * KV_HEADS + kv_head) * BLOCK + slot
 
 
+@triton.jit
+def part_of(length, split, TILE: tl.constexpr, SPLITS: tl.constexpr):
+    """Tokens begin <= t < end that are a split's, in whole tiles.
+
+    Splits share the tokens that are there, not the width of a table: it is known on the device.
+    """
+    share = tl.cdiv(tl.cdiv(length, TILE), SPLITS) * TILE
+    begin = split * share
+    return begin, tl.minimum(begin + share, length)
+
+
+@triton.jit
+def grouped_query(query, row, head, inside, d, query_stride,
+                  HEAD_DIM: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
+    """The query heads of one KV head, [GROUP_PAD, DIM_PAD]; 0 where not `inside`."""
+    q = tl.load(
+        query + row.to(tl.int64) * query_stride + head[:, None] * HEAD_DIM + d[None, :],
+        mask=inside, other=0.0,
+    )  # fmt: skip
+    if WIDEN:
+        q = q.to(tl.float32)
+    return q
+
+
+@triton.jit
+def absorb(q, k, v, valid, m, l, acc, scale, WIDEN: tl.constexpr):
+    """A tile of keys and values, [TILE, DIM_PAD], into the online softmax (m, l, acc)."""
+    if WIDEN:
+        k = k.to(tl.float32)
+        v = v.to(tl.float32)
+    x = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    x = tl.where(valid[None, :], x, LOWEST)
+    top = tl.maximum(m, tl.max(x, 1))
+    weights = tl.exp(x - top[:, None])
+    fade = tl.exp(m - top)
+    l = l * fade + tl.sum(weights, 1)
+    acc = acc * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    return top, l, acc
+
+
+@triton.jit
+def store_part(
+    m, l, acc, out, partial, maxima, sums, row, head, group, split, inside, d,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """A split's result for `merge_kernel`; with one split it goes straight to `out`."""
+    heads = row.to(tl.int64) * HEADS + head
+    if SPLITS == 1:
+        # A lane without tokens (length 0) gives zeros.
+        result = acc / tl.where(l > 0, l, 1.0)[:, None]
+        place = out + heads[:, None] * HEAD_DIM + d[None, :]
+        tl.store(place, result.to(out.dtype.element_ty), mask=inside)
+    else:
+        here = heads * SPLITS + split
+        tl.store(partial + here[:, None] * HEAD_DIM + d[None, :], acc, mask=inside)
+        tl.store(maxima + here, m, mask=group < GROUP)
+        tl.store(sums + here, l, mask=group < GROUP)
+
+
 @triton.jit(do_not_specialize=["layer", "max_blocks"])
 def attention_kernel(
     query, pool, table, lengths, out, partial, maxima, sums,
@@ -36,25 +95,16 @@ def attention_kernel(
     GROUP_PAD: tl.constexpr, DIM_PAD: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Program (sequence, kv head, split). With one split the result goes straight to `out`."""
+    """Program (sequence, kv head, split)."""
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    length = tl.load(lengths + row)
-    # Splits share the tokens that are there, not the width of the table: it is known on the device.
-    share = tl.cdiv(tl.cdiv(length, TILE), SPLITS) * TILE
-    begin = split * share
-    end = tl.minimum(begin + share, length)
+    begin, end = part_of(tl.load(lengths + row), split, TILE, SPLITS)
 
     group = tl.arange(0, GROUP_PAD)
     head = kv_head * GROUP + group
     d = tl.arange(0, DIM_PAD)
     q_mask = (group < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
-    q = tl.load(
-        query + row.to(tl.int64) * query_stride + head[:, None] * HEAD_DIM + d[None, :],
-        mask=q_mask, other=0.0,
-    )  # fmt: skip
-    if WIDEN:
-        q = q.to(tl.float32)
+    q = grouped_query(query, row, head, q_mask, d, query_stride, HEAD_DIM, WIDEN)
     m = tl.full([GROUP_PAD], LOWEST, tl.float32)
     l = tl.zeros([GROUP_PAD], tl.float32)
     acc = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
@@ -70,29 +120,11 @@ def attention_kernel(
             table, row, 1, t // BLOCK, valid, max_blocks, layer, kv_head, t % BLOCK, KV_HEADS, BLOCK
         )
         v = tl.load(pool + slots[:, None] * HEAD_DIM + d[None, :], mask=inside, other=0.0)
-        if WIDEN:
-            k = k.to(tl.float32)
-            v = v.to(tl.float32)
-        x = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        x = tl.where(valid[None, :], x, LOWEST)
-        top = tl.maximum(m, tl.max(x, 1))
-        weights = tl.exp(x - top[:, None])
-        fade = tl.exp(m - top)
-        l = l * fade + tl.sum(weights, 1)
-        acc = acc * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        m = top
-
-    heads = row.to(tl.int64) * HEADS + head
-    if SPLITS == 1:
-        # A lane without tokens (length 0) gives zeros.
-        result = acc / tl.where(l > 0, l, 1.0)[:, None]
-        place = out + heads[:, None] * HEAD_DIM + d[None, :]
-        tl.store(place, result.to(out.dtype.element_ty), mask=q_mask)
-    else:
-        here = heads * SPLITS + split
-        tl.store(partial + here[:, None] * HEAD_DIM + d[None, :], acc, mask=q_mask)
-        tl.store(maxima + here, m, mask=group < GROUP)
-        tl.store(sums + here, l, mask=group < GROUP)
+        m, l, acc = absorb(q, k, v, valid, m, l, acc, scale, WIDEN)
+    store_part(
+        m, l, acc, out, partial, maxima, sums, row, head, group, split, q_mask, d,
+        HEADS, GROUP, HEAD_DIM, SPLITS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -156,6 +188,15 @@ def splits_for(programs: int, processors: int, most: int = 32) -> int:
     return max(1, min(most, padded(2 * processors // max(programs, 1) + 1) // 2))
 
 
+def merge_parts(workspace: AttentionWorkspace, out: Tensor) -> None:
+    """The splits' results become one; with one split `out` has it. out: [S, heads, D]."""
+    if workspace.splits > 1:
+        merge_kernel[(out.shape[0] * out.shape[1],)](
+            workspace.partial, workspace.maxima, workspace.sums, out,
+            **merge_constants(out.shape[2], workspace.splits), num_warps=MERGE_WARPS,
+        )  # fmt: skip
+
+
 def paged_attention(
     query: Tensor,
     pool: Tensor,
@@ -185,8 +226,4 @@ def paged_attention(
         layer, table.shape[2], query.stride(0), head_dim**-0.5 if scale is None else scale,
         **constants, num_warps=WARPS, num_stages=pipeline_stages(query.dtype),
     )  # fmt: skip
-    if splits > 1:
-        merge_kernel[(sequences * heads,)](
-            workspace.partial, workspace.maxima, workspace.sums, out,
-            **merge_constants(head_dim, splits), num_warps=MERGE_WARPS,
-        )  # fmt: skip
+    merge_parts(workspace, out)

@@ -26,6 +26,9 @@ from .score import WARPS as SCORE_WARPS
 from .score import logits_constants, logits_kernel, scores_constants, scores_kernel
 from .select import WARPS as SELECT_WARPS
 from .select import select_constants, select_kernel
+from .token_attention import token_attention_kernel
+from .token_select import WARPS as TOKEN_SELECT_WARPS
+from .token_select import token_select_constants, token_select_kernel
 from .ttm import WARPS as TTM_WARPS
 from .ttm import similarity_constants, similarity_kernel, survivors_constants, survivors_kernel
 
@@ -44,17 +47,19 @@ _MODEL = (
     "gate_up",
     "features",
 )
-_FLOATS = ("cos_sin", "partial", "maxima", "sums", "logits", "scores", "state_scores")
+_FLOATS = ("cos_sin", "partial", "maxima", "sums", "logits", "scores", "state_scores",
+           "state_average")  # fmt: skip
 _INTEGERS = (
     "lengths", "context_lengths", "prompt_lengths", "table", "keep_table", "ids", "state_record",
-    "out_table", "out_lengths", "decisions", "frame_anchors", "offsets",
+    "out_table", "out_lengths", "decisions", "frame_anchors", "offsets", "slots", "ranked",
+    "out_slots",
 )  # fmt: skip
 _TYPES = {
     **dict.fromkeys(_MODEL, "*T!"),
     **dict.fromkeys((*_FLOATS, "block_scores"), "*fp32!"),
     **dict.fromkeys(_INTEGERS, "*i32"),
     **dict.fromkeys(("state_visual", "state_keep"), "*u8!"),
-    **dict.fromkeys(("scale", "threshold", "epsilon", "total_heads"), "fp32"),
+    **dict.fromkeys(("scale", "threshold", "epsilon", "total_heads", "memory"), "fp32"),
     "similarities": "*fp32",
     **dict.fromkeys(("counters", "survivors"), "*i64"),
 }
@@ -155,11 +160,16 @@ def native_variants(
         constants = attention_constants(heads, kv_heads, dim, block, splits, dtype)
         grid, name = ("rows", kv_heads, splits), f"attention_s{splits}_b{block}"
         yield Variant(name, attention_kernel, constants, ATTENTION_WARPS, grid, stages)
+        name = f"token_{name}"
+        yield Variant(name, token_attention_kernel, constants, ATTENTION_WARPS, grid, stages)
     grid = (f"rows*{heads}", 1, 1)
     yield Variant("merge_s8", merge_kernel, merge_constants(dim, 8), MERGE_WARPS, grid)
     constants = logits_constants(heads, kv_heads, dim, block, dtype, rotate=False)
     grid = ("rows", kv_heads, "splits")
     yield Variant(f"logits_rotated_b{block}", logits_kernel, constants, SCORE_WARPS, grid, stages)
+    constants = token_select_constants(heads, block, fused=True)
+    name = f"token_select_b{block}"
+    yield Variant(name, token_select_kernel, constants, TOKEN_SELECT_WARPS, ("rows", 1, 1))
     constants = add_norm_constants(hidden, add=True)
     yield Variant("add_norm", add_norm_kernel, constants, FUSED_WARPS, ("rows", 1, 1))
     constants = swiglu_constants(intermediate)
