@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dycoke_trt.kernels.interpreter  # noqa: F401  repairs what runs the kernel below
 import torch
 import triton
 import triton.language as tl
 from dycoke_trt.core.reselection import select_tokens
-import dycoke_trt.kernels.interpreter  # noqa: F401  repairs what runs the kernel below
 from dycoke_trt.kernels.top import last_wanted, score_key, take
 from dycoke_trt.tests.draws import few_examples, given, st
 from dycoke_trt.tests.kernels.device.batches import DEVICE
