@@ -18,8 +18,9 @@ INFINITE = tl.constexpr(0x7F800000)
 
 @triton.jit
 def score_key(score, candidate):
-    """Keys of scores, NO_KEY where not `candidate`."""
-    key = tl.where(score == score, score.to(tl.int32, bitcast=True), INFINITE)
+    """Keys of scores, NO_KEY where not `candidate`. A negative zero is a zero."""
+    key = tl.where(score > 0, score.to(tl.int32, bitcast=True), 0)
+    key = tl.where(score == score, key, INFINITE)
     return tl.where(candidate, key, NO_KEY)
 
 

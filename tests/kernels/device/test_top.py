@@ -60,7 +60,8 @@ def test_the_best_are_those_of_a_stable_sort(
     else:
         scores = 2.0 ** torch.randint(-149, 1, (count,), generator=random)
         scores *= torch.rand(count, generator=random)
-        scores[torch.rand(count, generator=random) < 0.1] = torch.nan
+        for value in (torch.nan, 0.0, -0.0):
+            scores[torch.rand(count, generator=random) < 0.1] = value
     candidates = torch.rand(count, generator=random) < 0.8
     scores, candidates = scores.to(DEVICE), candidates.to(DEVICE)
     wanted = int(candidates.sum()) * share // 4
