@@ -1,11 +1,13 @@
 """Shared by all tests: hypothesis without deadlines (no test depends on time), the skips that CI
 allows, golden files."""
 
+import gc
 import os
 import signal
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dycoke_trt.tests.skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
@@ -29,6 +31,22 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
     folder = cache.mkdir("graphs") if cache else tempfile.gettempdir() + "/dycoke-graphs"
     os.environ.setdefault("DYCOKE_GRAPH_CACHE", str(folder))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from dycoke_trt.tests.units import UnitScheduling
+
+    return UnitScheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay until the end: a collection of garbage, of which reading a video asks
+    for one, would look through half a million objects of theirs each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
