@@ -121,9 +121,10 @@ def rank_weights(llm: LlmDims, tp: int, *, split_embedding: bool = False) -> int
     return weights - (embedding - embedding // tp if split_embedding else 0)
 
 
-def state_bytes_per_block(tokens_per_block: int) -> int:
-    """Plugin state of one KV block (core/state.py): scores, visual marks, keep bit, record."""
-    return tokens_per_block * (4 + 1) + 1 + 4 * 4
+def state_bytes_per_block(tokens_per_block: int, *, averages: bool) -> int:
+    """Plugin state of one KV block (core/state.py): scores, their averages where selection has a
+    memory, visual marks, keep bit, record."""
+    return tokens_per_block * (4 + 4 * averages + 1) + 1 + 4 * 4
 
 
 def plan_build(
@@ -187,7 +188,8 @@ def _plan(model: Model, target: TargetGpu, block: int, batch: int, fraction: flo
     tables = TABLE_COPIES * batch * _table_bytes(model)
     left = target.memory - weights - model.vision_weights - activations - tables - RESERVE
     pruned = model.config.p > 0
-    state = state_bytes_per_block(block) if pruned else 0
+    averages = model.config.memory > 0
+    state = state_bytes_per_block(block, averages=averages) if pruned else 0
     # As the plugin sizes its state: no pool can outgrow the GPU, whatever a server is told, so that
     # no block is ever without state, for about a thousandth of the memory.
     capacity = int(target.memory // (block * kv_token)) if pruned else 0

@@ -13,7 +13,7 @@ from typing import Literal
 from ..core.errors import DyCokeError
 from ..runtime.nvidia_smi import driver_cuda, visible_gpus
 from ..runtime.tensorrt_library import TENSORRT_RTX, version_of
-from ..runtime.trtllm.counters import ROWS, counters_path, read_counters
+from ..runtime.trtllm.counters import COUNTS, counters_path, read_counters
 from ..runtime.trtllm.plugin import COUNTERS, PLUGIN_ABI
 from .plugin_library import plugin_library
 from .target_gpus import OLDEST_SM
@@ -126,15 +126,15 @@ def counters_finding(name: str | None) -> Finding:
     files = sorted(pattern.parent.glob(pattern.name))
     if not files:
         return Finding("counters", "missing", name, "no such file: no step has run yet")
-    rows = dict.fromkeys(ROWS, 0)
+    total = dict.fromkeys(COUNTS, 0)
     for file in files:
         try:
-            for decision, count in read_counters(file).items():
-                rows[decision] += count
+            for kind, count in read_counters(file).items():
+                total[kind] += count
         except DyCokeError:
             return Finding("counters", "warning", str(file), "not a counters file")
-    value = ", ".join(f"{count} {decision}" for decision, count in rows.items())
-    if rows["unknown"]:
+    value = ", ".join(f"{count} {kind}" for kind, count in total.items())
+    if total["unknown"]:
         note = "unknown rows were not pruned: block reuse or an engine of another server's state"
         return Finding("counters", "warning", value, note)
     return Finding("counters", "ok", value)

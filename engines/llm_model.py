@@ -40,6 +40,7 @@ class DycokeQwen2ForCausalLM(QWenForCausalLM):  # type: ignore[misc]
         if self.dycoke.p > 0:
             mapping = config.mapping
             refuse({"pp_size": mapping.pp_size, "cp_size": mapping.cp_size}, where="mapping")
+            refuse(self.dycoke.to_dict(), where="config.json")
             self.dycoke.check_layers(config.num_hidden_layers)
             if KERNELS not in os.environ:
                 raise DyCokeError(f"{KERNELS} is not set: name the bundle's kernels/ with it")

@@ -64,11 +64,11 @@ class PluginNodes:
             "keep_table": constant(keep_table(config.p, max_seq_len, tokens_per_block)),
         }
 
-    def select(self, call: Call) -> tuple[Any, Any]:
+    def select(self, call: Call, after: Any | None) -> tuple[Any, Any]:
         scores = self._add(SCORE, self._score, self._inputs(SCORE_INPUTS, call))
         if self._tp_group is not None:
             scores = [_sum_over_ranks(scores[0], self._tp_group)]
-        inputs = [*self._inputs(SELECT_INPUTS, call), *scores]
+        inputs = [*self._inputs(SELECT_INPUTS, call), *scores, *([] if after is None else [after])]
         table, lengths = self._add(SELECT, self._select, inputs)
         return table, lengths
 

@@ -17,7 +17,8 @@ ROPE_INPUTS = ("qkv", "cos_sin", "sequence_length", "context_lengths", "host_req
 SCORE_INPUTS = (
     "qkv", "cos_sin", "sequence_length", "kv_cache_block_offsets", "host_request_types", *_POOL
 )  # fmt: skip
-# Then what DycokeScore gives: logits, maxima and sums, or on several ranks the reduced scores.
+# Then what DycokeScore gives: logits, maxima and sums, or on several ranks the reduced scores. With
+# an order of importance one more, which is not read: what must be there before K and V may move.
 SELECT_INPUTS = (
     "input_ids", "sequence_length", "context_lengths", "kv_cache_block_offsets", "keep_table",
     "host_request_types", *_POOL,

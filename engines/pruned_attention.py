@@ -11,6 +11,11 @@ Layers >= l are built with learned_absolute, which does not rotate: with shorten
 would rotate to wrong positions. DycokeRope rotates with the true lengths before it. Host tensors
 stay the originals: they only size launches and context work, where table' equals table.
 
+With order="importance" DycokeSelect moves K and V of layers >= s. Layers >= l read table', so
+they come behind the move. Layer s < l reads the whole table and may run on another stream; a tensor
+edge alone orders the two, so DycokeSelect then takes that layer's output, which it does not read.
+Without such an order it depends on the scores alone and may run beside layer s.
+
 Followed: tensorrt_llm/layers/attention.py, Attention.forward, of the 1.1 to 1.2 era (its call of
 gpt_attention has skip_attn, cp_group and logn_scaling); models/qwen/model.py at 04a2cac.
 Nothing here imports TensorRT-LLM.
@@ -31,8 +36,11 @@ Call = Mapping[str, Any]  # keywords of one call of gpt_attention
 class Nodes(Protocol):
     """Adds plugins to the network. call: of the layer that they belong to."""
 
-    def select(self, call: Call) -> tuple[Any, Any]:
-        """kv_cache_block_offsets' and sequence_length', of the shapes of the originals."""
+    def select(self, call: Call, after: Any | None) -> tuple[Any, Any]:
+        """kv_cache_block_offsets' and sequence_length', of the shapes of the originals.
+
+        after: [tokens, ...] of the model's type, there before K and V may move; None: none move.
+        """
 
     def rotate(self, call: Call) -> Any:
         """qkv [tokens, (heads + 2 kv heads) * D], q and k rotated to their positions."""
@@ -62,8 +70,14 @@ class PrunedAttention:
             )
         self._seen.append(layer)
         _check(call)
+        if layer == self.config.scoring_layer < self.config.l and self.config.order != "raster":
+            output, present = self.stock(**call)
+            self._selected = self.nodes.select(call, output)
+            return output, present
         if layer == self.config.scoring_layer:
-            self._selected = self.nodes.select(call)
+            # Layer 0 that is pruned itself comes behind the move in any case.
+            after = None if self.config.order == "raster" else call["qkv"]
+            self._selected = self.nodes.select(call, after)
         if layer >= self.config.l:
             assert self._selected is not None  # the scoring layer is never behind layer l
             table, lengths = self._selected

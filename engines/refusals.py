@@ -28,6 +28,7 @@ def _is_given(value: Any) -> bool:
 
 # option: (when it is refused, what is allowed, why)
 _RULES: dict[str, _Rule] = {
+    "granularity": (lambda value: value != "block", "block", "engines leave out whole KV blocks"),
     "enable_kv_cache_reuse": (
         _is_true, "false", "reused blocks hold K and V of other selections, and their visual "
         "tokens were never seen",

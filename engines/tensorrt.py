@@ -33,6 +33,7 @@ from .model import model_of_bundle, model_of_preset
 from .plan_report import PlanReport
 from .plugin_interfaces import V3
 from .plugin_library import plugin_library
+from .refusals import refuse
 from .target_gpus import find_target_gpu
 from .targets import Target
 from .vision_plan import TIMING_CACHE, build_vision_plan
@@ -81,6 +82,8 @@ def check_buildable(bundle: Path, manifest: Manifest, plan: BuildPlan) -> None:
             f"{bundle} is float32: TensorRT-LLM's paged attention runs 16-bit floats; export with "
             "--dtype bfloat16 or float16"
         )
+    if manifest.config.p > 0:
+        refuse(manifest.config.to_dict(), where=str(bundle))
     gpus = visible_gpus()
     if not gpus:
         raise DyCokeError("nvidia-smi lists no GPU here; engines are built on the GPU they run on")

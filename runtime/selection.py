@@ -50,12 +50,14 @@ Trace = Callable[[int, StepTrace], None]  # called with the row in the batch
 class SelectionCounts:
     """What decode steps selected so far, over all sequences.
 
-    decisions: by `Decision`; moved: tokens that changed places; context, attended: tokens in
-    context of layers >= l, all and those attended to; seconds: scoring and selecting, on a CPU (on
-    a GPU they are part of a step that is launched as a whole).
+    decisions: by `Decision`; reorders: in how many of them tokens changed places; moved: how many
+    tokens did; context, attended: tokens in context of layers >= l, all and those attended to;
+    seconds: scoring and selecting, on a CPU (on a GPU they are part of a step that is launched as a
+    whole).
     """
 
     decisions: list[int] = field(default_factory=lambda: [0] * len(Decision))
+    reorders: int = 0
     moved: int = 0
     context: int = 0
     attended: int = 0

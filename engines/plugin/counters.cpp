@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -95,13 +96,14 @@ class Publisher {
     {
       std::ofstream file(draft);
       char const* before = "{\"rows\": {";
-      for (std::size_t i = 0; i < total.size(); ++i) {
+      for (std::size_t i = 0; i < kDecisionRows.size(); ++i) {
         file << before << '"' << kDecisionRows[i] << "\": " << total[i];
         before = ", ";
       }
       auto const of = [&](Decision decision) { return total[static_cast<std::size_t>(decision)]; };
       file << "}, \"pruned\": " << of(Decision::kReuse) + of(Decision::kReselect)
-           << ", \"passed_through\": " << of(Decision::kFull) + of(Decision::kUnknown) << "}\n";
+           << ", \"passed_through\": " << of(Decision::kFull) + of(Decision::kUnknown)
+           << ", \"reorders\": " << total[kReorders] << ", \"moved\": " << total[kMoved] << "}\n";
     }
     if (std::rename(draft.c_str(), path_.c_str()) != 0 && !complained_) {
       complained_ = true;
@@ -140,9 +142,7 @@ PublishedCounters::PublishedCounters() {
   if (host_ == nullptr) {
     throw Error("out of memory");
   }
-  for (int i = 0; i < kDecisions; ++i) {
-    host_[i] = 0;
-  }
+  std::fill_n(host_, Counts().size(), 0);
   CUresult const status = driver().cuMemHostRegister(host_, kPage, CU_MEMHOSTREGISTER_PORTABLE);
   if (status != CUDA_SUCCESS) {
     std::free(host_);

@@ -1,6 +1,7 @@
-// How often each decision was taken, published to the file that DYCOKE_COUNTERS_FILE names.
+// How often each decision was taken, in how many rows a selection moved tokens, and how many tokens,
+// published to the file that DYCOKE_COUNTERS_FILE names.
 //
-// The device counts; every step copies its four numbers into registered host memory, in the stream
+// The device counts; every step copies its few numbers into registered host memory, in the stream
 // (and so in a recorded graph too); a thread that never calls CUDA writes them out once a second.
 #pragma once
 
@@ -14,8 +15,9 @@
 
 namespace dycoke {
 
-// By Decision.
-using Counts = std::array<std::int64_t, kDecisions>;
+// By Decision, then what an order of importance moved: rows of a step, and tokens.
+using Counts = std::array<std::int64_t, kDecisions + 2>;
+inline constexpr std::size_t kReorders = kDecisions, kMoved = kDecisions + 1;
 
 class PublishedCounters {
  public:

@@ -131,6 +131,7 @@ class Pruner:
         rows = moved.nonzero()[:, 0]
         if len(rows) > 0:
             reorder_pool(pool, order[rows], blocks[rows], slice(self.scoring_layer, None))
+            self._counts.reorders += len(rows)
             self._counts.moved += int(moved.sum())
 
     def _report(self, step: Reselection | TokenReselection, scores: Tensor, visual: Tensor) -> None:

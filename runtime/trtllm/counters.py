@@ -1,4 +1,5 @@
-"""The files in which the plugins count what decode rows attended to (plugin/counters.cpp)."""
+"""The files in which the plugins count what decode rows attended to and moved
+(plugin/counters.cpp)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from ...core.decisions import Decision
 from ...core.errors import DyCokeError
 
 ROWS = tuple(decision.row for decision in Decision)
+MOVES = ("reorders", "moved")  # by an order of importance: rows in which tokens moved, and tokens
+COUNTS = (*ROWS, *MOVES)
 
 
 def counters_path(name: str, process: int | str) -> Path:
@@ -18,10 +21,14 @@ def counters_path(name: str, process: int | str) -> Path:
 
 
 def read_counters(path: Path) -> dict[str, int]:
-    """Rows by decision, over all engines of the process. Raises DyCokeError for another file."""
+    """Rows by decision and what was moved, over all engines of the process: names as in COUNTS.
+
+    Raises DyCokeError for another file. Libraries that could not move anything did not count it.
+    """
     try:
-        rows = json.loads(path.read_text())["rows"]
-        return {name: int(rows[name]) for name in ROWS}
+        counted = json.loads(path.read_text())
+        rows = {name: int(counted["rows"][name]) for name in ROWS}
+        return rows | {name: int(counted.get(name, 0)) for name in MOVES}
     except (OSError, ValueError, KeyError, TypeError):
         raise DyCokeError(f"{path}: not a counters file") from None
 
@@ -39,12 +46,12 @@ class CountersSince:
         self._before = self._read()
 
     def __call__(self) -> dict[str, int]:
-        """Rows by decision, names as in ROWS; a file that is being replaced counts next time."""
+        """By name, as in COUNTS; a file that is being replaced counts next time."""
         grown = [
-            {name: count - self._before.get(path, {}).get(name, 0) for name, count in rows.items()}
-            for path, rows in self._read().items()
+            {name: count - self._before.get(path, {}).get(name, 0) for name, count in now.items()}
+            for path, now in self._read().items()
         ]
-        return {name: max((rows[name] for rows in grown), default=0) for name in ROWS}
+        return {name: max((counts[name] for counts in grown), default=0) for name in COUNTS}
 
     def _read(self) -> dict[Path, dict[str, int]]:
         by_file = {}

@@ -22,7 +22,7 @@ from ..limits import RequestLimits
 from ..request import Event, Finish, Request, check_request
 from ..selection import SelectionCounts
 from ..sequence import Sequence
-from .counters import counters_path, read_counters
+from .counters import MOVES, counters_path, read_counters
 from .executor_config import check_limits, executor_config, executor_request
 from .plugin import COUNTERS
 
@@ -247,7 +247,8 @@ class ExecutorEngine:
                 if pool is not None:
                     self.blocks = PoolUse(pool.max_num_blocks, pool.free_num_blocks)
             if self._counters.is_file():
-                rows = read_counters(self._counters)
-                self.selection.decisions[:] = [rows[decision.row] for decision in Decision]
+                counted = read_counters(self._counters)
+                self.selection.decisions[:] = [counted[decision.row] for decision in Decision]
+                self.selection.reorders, self.selection.moved = (counted[name] for name in MOVES)
             if not self._running:  # no iteration says so
                 self._waiting, self.blocks.free = 0, self.blocks.num_blocks

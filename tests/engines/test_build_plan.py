@@ -66,7 +66,8 @@ def test_capacity_follows_memory_and_block_size() -> None:
     assert 595_000 < small.state_capacity < 725_000
     large = plan_build(model("llava-ov-0.5b"), find_target_gpu("h200"), tokens_per_block=64)
     assert large.state_capacity == pytest.approx(small.state_capacity / 4, rel=1e-3)
-    assert state_bytes_per_block(32) == 32 * 5 + 1 + 16
+    assert state_bytes_per_block(32, averages=False) == 32 * 5 + 1 + 16
+    assert state_bytes_per_block(32, averages=True) == 32 * 9 + 1 + 16
     off = plan_build(model(p=0.0), find_target_gpu("l4"))
     assert (off.state_capacity, off.state_bytes) == (0, 0)
 

@@ -12,9 +12,10 @@ from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.engines.doctor import counters_finding, matching_container
 from dycoke_trt.engines.plugin_library import plugin_library
 from dycoke_trt.runtime import tensorrt_library
+from dycoke_trt.runtime.trtllm.plugin import PLUGIN_ABI
 from dycoke_trt.tests.support import dycoke
 
-LIBRARY = b"\x7fELF and dycoke-plugin abi=2 tensorrt=10; and so on"
+LIBRARY = b"\x7fELF and dycoke-plugin abi=%d tensorrt=10; and so on" % PLUGIN_ABI
 
 
 def test_doctor_here() -> None:
@@ -54,9 +55,12 @@ def test_counters(tmp_path: Path) -> None:
     assert counters_finding(name).status == "missing"
     rows = {"full": 1, "reused": 2, "reselected": 3, "unknown": 0}
     for process in ("7", "8"):
-        (tmp_path / f"counters.{process}.json").write_text(json.dumps({"rows": rows}))
+        counted = {"rows": rows, "reorders": 1, "moved": 7}
+        (tmp_path / f"counters.{process}.json").write_text(json.dumps(counted))
     found = counters_finding(name)
-    assert (found.status, found.value) == ("ok", "2 full, 4 reused, 6 reselected, 0 unknown")
+    assert (found.status, found.value) == (
+        "ok", "2 full, 4 reused, 6 reselected, 0 unknown, 2 reorders, 14 moved"
+    )  # fmt: skip
     (tmp_path / "counters.8.json").write_text(json.dumps({"rows": {**rows, "unknown": 5}}))
     assert counters_finding(name).status == "warning"
     (tmp_path / "counters.8.json").write_text("nonsense")
@@ -74,10 +78,12 @@ def test_plugin_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(DyCokeError, match="is no shared library"):
         plugin_library()
     path.write_bytes(b"\x7fELF and so on")
-    with pytest.raises(DyCokeError, match="has plugin ABI None, this release has 2"):
+    with pytest.raises(DyCokeError, match=f"has plugin ABI None, this release has {PLUGIN_ABI}"):
         plugin_library()
-    path.write_bytes(LIBRARY.replace(b"abi=2", b"abi=1"))
-    with pytest.raises(DyCokeError, match=r"ABI 1, this release has 2; run: dycoke plugin build"):
+    path.write_bytes(LIBRARY.replace(b"abi=%d" % PLUGIN_ABI, b"abi=1"))
+    with pytest.raises(
+        DyCokeError, match=f"ABI 1, this release has {PLUGIN_ABI}; run: dycoke plugin build"
+    ):
         plugin_library()
     path.write_bytes(LIBRARY)
     assert plugin_library() == path

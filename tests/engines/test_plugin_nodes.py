@@ -65,10 +65,14 @@ class Wiring:
         return [f"{name}.{i}" for i in range(outputs[name])]
 
 
+@pytest.mark.parametrize("order", ["raster", "importance"])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_scores_reach_the_selection(monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
+def test_scores_reach_the_selection(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, order: str
+) -> None:
     wiring = Wiring(monkeypatch, ranks)
-    assert wiring.nodes.select(CALL) == ("DycokeSelect.0", "DycokeSelect.1")
+    after = "<attention>" if order == "importance" else None
+    assert wiring.nodes.select(CALL, after) == ("DycokeSelect.0", "DycokeSelect.1")
     (score, score_fields, score_inputs), (select, select_fields, select_inputs) = wiring.added
     assert (score, select) == ("DycokeScore", "DycokeSelect")
     assert score_fields == {"layer": 2, "block": 32}
@@ -80,7 +84,7 @@ def test_scores_reach_the_selection(monkeypatch: pytest.MonkeyPatch, ranks: int)
         1: ["DycokeScore.0", "DycokeScore.1", "DycokeScore.2"],
         2: ["sum DycokeScore.0 [0, 1]"],
     }
-    assert select_inputs[8:] == last[ranks]
+    assert select_inputs[8:] == [*last[ranks], *([after] if after else [])]
 
 
 def test_rotation_uses_true_lengths(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,14 @@ class Recorder:
     def __init__(self) -> None:
         self.attended: list[dict[str, Any]] = []
         self.selected: list[str] = []
+        self.after: list[str | None] = []
+        self.order: list[str] = []  # in which nodes came to the network
 
-    def select(self, call: Any) -> tuple[str, str]:
+    def select(self, call: Any, after: str | None) -> tuple[str, str]:
+        assert call == layer_call(call["layer_idx"])  # nothing of the shortened table
         self.selected.append(call["qkv"])
+        self.after.append(after)
+        self.order.append("select")
         return "table'", "lengths'"
 
     def rotate(self, call: Any) -> str:
@@ -34,9 +39,10 @@ class Recorder:
         assert call["rotary_cos_sin"] == "cos_sin"
         return f"rotated {call['qkv']}"
 
-    def stock(self, **call: Any) -> str:
+    def stock(self, **call: Any) -> tuple[str, None]:
         self.attended.append(call)
-        return f"context {call['layer_idx']}"
+        self.order.append(f"attention {call['layer_idx']}")
+        return f"context {call['layer_idx']}", None
 
 
 def layer_call(layer: int) -> dict[str, Any]:
@@ -50,19 +56,19 @@ def layer_call(layer: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def define(l: int) -> Recorder:
+def define(config: DyCokeConfig) -> Recorder:
     recorder = Recorder()
-    config = DyCokeConfig(l=l)
     attention = PrunedAttention(recorder.stock, recorder, config, LAYERS, "absolute")
     for layer in range(LAYERS):
-        assert attention(**layer_call(layer)) == f"context {layer}"
+        assert attention(**layer_call(layer)) == (f"context {layer}", None)
     attention.check_complete()
     return recorder
 
 
+@pytest.mark.parametrize("order", ["raster", "importance"])
 @pytest.mark.parametrize("l", range(LAYERS))
-def test_layers_from_l_on_attend_to_the_selection(l: int) -> None:
-    recorder = define(l)
+def test_layers_from_l_on_attend_to_the_selection(l: int, order: str) -> None:
+    recorder = define(DyCokeConfig.from_dict({"l": l, "order": order}))
     assert recorder.selected == [f"qkv{max(l - 1, 0)}"]  # once, by the scoring layer
     for layer, call in enumerate(recorder.attended):
         untouched = layer_call(layer)
@@ -74,6 +80,25 @@ def test_layers_from_l_on_attend_to_the_selection(l: int) -> None:
             "sequence_length": "lengths'", "position_embedding_type": "absolute",
             "rotary_embedding_dim": 0, "rotary_inv_freq": None, "rotary_cos_sin": None,
         }  # fmt: skip
+
+
+@pytest.mark.parametrize("l", range(LAYERS))
+def test_keys_move_behind_the_layer_that_reads_the_whole_table(l: int) -> None:
+    """A tensor edge from the scoring layer's output, where that layer is not pruned itself; an
+    order that moves nothing waits for nothing."""
+    scoring = max(l - 1, 0)
+    moving = define(DyCokeConfig(l=l, order="importance"))
+    place = moving.order.index("select")
+    if l == 0:  # layer 0 reads the new table, so it comes behind the move as it is
+        assert (moving.after, place) == (["qkv0"], 0)
+    else:
+        assert moving.after == [f"context {scoring}"]
+        assert moving.order[place - 1 : place + 2] == [
+            f"attention {scoring}", "select", f"attention {l}"
+        ]  # fmt: skip
+    still = define(DyCokeConfig(l=l, memory=0.5))
+    assert still.after == [None]
+    assert still.order.index("select") == still.order.index(f"attention {scoring}") - 1
 
 
 def test_networks_that_are_defined_otherwise_are_refused() -> None:
@@ -102,6 +127,7 @@ def test_networks_that_are_defined_otherwise_are_refused() -> None:
         ("max_attention_window_size", 4096, None),
         ("streamingllm", True, False),
         ("batch_scheduler_policy", "max_utilization", "guaranteed_no_evict"),
+        ("granularity", "token", "block"),
     ],
 )
 def test_refusals(name: str, value: object, good: object) -> None:

@@ -85,6 +85,9 @@ def test_what_cannot_be_built(
 
     with pytest.raises(DyCokeError, match=r"is float32.*--dtype bfloat16"):
         building.check_buildable(bundle, read_manifest(bundle), plan)
+    tokens = manifest.model_copy(update={"dycoke": manifest.dycoke | {"granularity": "token"}})
+    with pytest.raises(DyCokeError, match=r"granularity=token does not go.*allowed: block"):
+        building.check_buildable(bundle, tokens, plan)
     gpus()
     with pytest.raises(DyCokeError, match="nvidia-smi lists no GPU"):
         building.check_buildable(bundle, manifest, plan)

@@ -9,7 +9,7 @@ import numpy as np
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, make_sample
 from dycoke_trt.runtime.protocol import ENSEMBLE, LLM, POSTPROCESSING
-from dycoke_trt.runtime.trtllm.counters import ROWS
+from dycoke_trt.runtime.trtllm.counters import MOVES, ROWS
 from dycoke_trt.runtime.trtllm.plugin import COUNTERS
 from dycoke_trt.tests.support import demo_bundle, until
 from dycoke_trt.tests.triton_repo.conftest import CONFIG, SERVER_ENVIRONMENT, Server
@@ -89,14 +89,16 @@ def test_counters_of_plugins_become_metrics(tmp_path: Path) -> None:
         + 'parameters { key: "publish_counters" value { string_value: "true" } }\n'
     )
     environment = {**SERVER_ENVIRONMENT, COUNTERS: str(tmp_path / "counters.%p.json")}
-    names = ("full", "reuse", "reselect", "unknown")
+    names = [f"{GATE}/{name}" for name in ("full", "reuse", "reselect", "unknown")]
+    names += ["dycoke_reorders_total", "dycoke_moved_tokens_total"]
 
     def published(address: str) -> list[float]:
         found = metrics(address)
-        return [found[f"{GATE}/{name}"] for name in names]
+        return [found[name] for name in names]
 
     with serving(repository, environment=environment) as running:
-        for counts in ([0, 4, 2, 0], [1, 9, 3, 2]):
-            rows = dict(zip(ROWS, counts, strict=True))
-            (tmp_path / "counters.7.json").write_text(json.dumps({"rows": rows}))
+        for counts in ([0, 4, 2, 0, 1, 40], [1, 9, 3, 2, 2, 70]):
+            rows = dict(zip(ROWS, counts[:4], strict=True))
+            moves = dict(zip(MOVES, counts[4:], strict=True))
+            (tmp_path / "counters.7.json").write_text(json.dumps({"rows": rows, **moves}))
             until(lambda counts=counts: published(running.metrics) == counts)

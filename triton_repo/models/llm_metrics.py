@@ -28,6 +28,10 @@ _GAUGES = ("running", "waiting", "used", "blocks")
 _OUTCOMES = ("end", "stop", "length", "cancelled", "failed", "refused")
 _LABELS = tuple(decision.label for decision in Decision)
 GATE_DECISIONS = ("dycoke_gate_decisions_total", "Gate decisions")  # name, description
+MOVES = {  # attribute of SelectionCounts, and the plugins' word: name, description
+    "reorders": ("dycoke_reorders_total", "Steps of a sequence that moved tokens by importance"),
+    "moved": ("dycoke_moved_tokens_total", "Tokens that these moved"),
+}
 _FIRST_TOKEN_BUCKETS = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]  # seconds
 
 
@@ -58,6 +62,7 @@ class LlmMetrics:
                 "dycoke_visual_tokens_total", "Visual tokens around TTM", "state", ("in", "kept")
             ),
             **self._labelled(*GATE_DECISIONS, "decision", _LABELS),
+            **{move: self._metric(*names, kind.COUNTER) for move, names in MOVES.items()},
             **self._labelled(
                 "dycoke_context_tokens_total",
                 "Tokens in context of decode steps in layers >= L, and those attended to",
@@ -118,6 +123,8 @@ class LlmMetrics:
             selection = self._engine.selection
             for decision in Decision:
                 self._values[decision.label] = selection.decisions[decision]
+            for move in MOVES:
+                self._values[move] = getattr(selection, move)
             self._values["all"] = selection.context
             self._values["attended"] = selection.attended
             self._values["selecting"] = selection.seconds

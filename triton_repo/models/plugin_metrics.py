@@ -1,4 +1,4 @@
-"""Gate decisions of engines that TensorRT-LLM's own backend runs, under the native model's name.
+"""Selections of engines that TensorRT-LLM's own backend runs, under the native model's names.
 
 That backend's metrics know nothing of DyCoke, and its process has no Python. The plugins count in
 files (`--counters`); a model in Python reads them, once a second as they are written.
@@ -16,7 +16,7 @@ from ...core.decisions import Decision
 from ...runtime.protocol import LLM
 from ...runtime.trtllm.counters import CountersSince
 from ...runtime.trtllm.plugin import COUNTERS
-from .llm_metrics import GATE_DECISIONS
+from .llm_metrics import GATE_DECISIONS, MOVES
 from .metric_families import new_family
 
 _SECONDS = 1.0
@@ -35,6 +35,9 @@ class PluginMetrics:
                 decision.row: family.Metric(labels={"model": LLM, "decision": decision.label})
                 for decision in Decision
             }
+            for move, names in MOVES.items():
+                family = new_family(*names, kind=pb_utils.MetricFamily.COUNTER)
+                self._metrics[move] = family.Metric(labels={"model": LLM})
             self._counts = CountersSince(name)
             self._thread = threading.Thread(target=self._publish, name="counters", daemon=True)
             self._thread.start()
@@ -47,8 +50,8 @@ class PluginMetrics:
     def _publish(self) -> None:
         published = dict.fromkeys(self._metrics, 0)
         while not self._stopping.wait(_SECONDS):
-            for row, count in self._counts().items():
+            for name, count in self._counts().items():
                 # Never less than before: files may vanish.
-                if count > published[row]:
-                    self._metrics[row].increment(count - published[row])
-                    published[row] = count
+                if count > published[name]:
+                    self._metrics[name].increment(count - published[name])
+                    published[name] = count

@@ -27,7 +27,7 @@ from dycoke_trt.engines.target_gpus import find_target_gpu
 from dycoke_trt.engines.tensorrt import build_engines
 from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.runtime.nvidia_smi import visible_gpus
-from dycoke_trt.runtime.trtllm.counters import ROWS, counters_path, read_counters
+from dycoke_trt.runtime.trtllm.counters import COUNTS, ROWS, counters_path, read_counters
 from dycoke_trt.runtime.trtllm.engine import ExecutorEngine
 from dycoke_trt.runtime.trtllm.load import load_executor
 from dycoke_trt.runtime.trtllm.plugin import COUNTERS
@@ -71,16 +71,16 @@ class Backend:
         return self.build(config)[0]
 
     def counted(self) -> dict[str, int]:
-        """Rows by decision so far, of this process."""
+        """Rows by decision and moves so far, of this process."""
         path = counters_path(str(self.counters), os.getpid())
-        return read_counters(path) if path.exists() else dict.fromkeys(ROWS, 0)
+        return read_counters(path) if path.exists() else dict.fromkeys(COUNTS, 0)
 
     def counted_at_last(self, expected: int, before: dict[str, int]) -> dict[str, int]:
-        """Rows since `before`, once there are `expected`: they are published every second."""
+        """Counts since `before`, once there are `expected` rows: they come every second."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             now = {name: count - before[name] for name, count in self.counted().items()}
-            if sum(now.values()) >= expected or time.monotonic() > deadline:
+            if sum(now[name] for name in ROWS) >= expected or time.monotonic() > deadline:
                 return now
 
 

@@ -27,7 +27,7 @@ from dycoke_trt.runtime import request as native
 from dycoke_trt.runtime.native.load import load_engine
 from dycoke_trt.runtime.sampling import Sampling
 from dycoke_trt.runtime.scheduler import EngineLimits
-from dycoke_trt.runtime.trtllm.counters import counters_path
+from dycoke_trt.runtime.trtllm.counters import MOVES, counters_path
 from dycoke_trt.tests.trtllm_standin.values import (
     BatchingType,
     Bound,
@@ -56,7 +56,7 @@ FAILING, FATAL = 13, 14
 _REASONS = {
     "end": FinishReason.END_ID, "length": FinishReason.LENGTH, "cancelled": FinishReason.CANCELLED,
 }  # fmt: skip
-_published: dict[int, list[int]] = {}  # decisions of every executor of the process
+_published: dict[int, list[int]] = {}  # decisions and moves of every executor of the process
 _COUNTED = {decision.row: decision for decision in Decision}
 
 
@@ -198,11 +198,13 @@ class Executor:
     def _count(self) -> None:
         if name := os.environ.get("DYCOKE_COUNTERS_FILE"):
             path = counters_path(name, os.getpid())
-            _published[id(self)] = list(self._engine.selection.decisions)
+            selection = self._engine.selection
+            _published[id(self)] = [*selection.decisions, selection.reorders, selection.moved]
             total = [sum(counts) for counts in zip(*_published.values(), strict=True)]
             rows = {name: total[decision] for name, decision in _COUNTED.items()}
             draft = path.with_name(f"{path.name}.new")
-            draft.write_text(json.dumps({"rows": rows}))
+            moves = dict(zip(MOVES, total[-2:], strict=True))
+            draft.write_text(json.dumps({"rows": rows, **moves}))
             draft.replace(path)
 
 
