@@ -6,8 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NUMPY2 := $(VENV)/numpy2
-# A worker per core (one more was slower), one thread each: the tensors are small.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+# One thread per process: the tensors are small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+WORKERS := -n auto --dist loadfile # one per core; tests/units.py says what each takes
 
 define CHECK_PYTHON
 import sys
@@ -29,22 +30,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
 	touch $@
 
-test: lint types numpy2 pytest
+# Tests wait for servers a third of their time: then types and numpy 2's part have the cores.
+test: lint $(NUMPY2)/.installed
+	$(MAKE) --no-print-directory --jobs=3 NICE="nice -n 19" types numpy2 pytest
 
 check: lint types
-	$(PYTEST) $$($(BIN)/python tests/changed.py)
+	$(PYTEST) $(WORKERS) $$($(BIN)/python tests/changed.py)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: setup
-	MYPYPATH=.types $(BIN)/mypy -p dycoke_trt
+	MYPYPATH=.types $(NICE) $(BIN)/mypy -p dycoke_trt
 
 # Only `server` needs numpy 1: numpy 2 in front of the environment, for a part of the tests and for the
 # client of test_client.py.
 numpy2: $(NUMPY2)/.installed
-	PYTHONPATH="$(CURDIR)/$(NUMPY2)" $(PYTEST) \
+	PYTHONPATH="$(CURDIR)/$(NUMPY2)" $(NICE) env $(PYTEST) \
 		tests/core tests/runtime/video tests/runtime/test_pipeline.py
 
 $(NUMPY2)/.installed: $(STAMP)
@@ -53,7 +56,7 @@ $(NUMPY2)/.installed: $(STAMP)
 	touch $@
 
 pytest: setup
-	$(PYTEST)
+	$(PYTEST) $(WORKERS)
 
 # Every kernel for every target, dtype and block size: minutes, so not part of `test`.
 kernel-grid: setup

@@ -29,13 +29,14 @@ def run(folder: Path, reasons: dict[str, str], *options: str, ci: str) -> tuple[
     (folder / "test_passes.py").write_text("def test_it():\n    pass\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "dycoke_trt.tests.skips", *options],
-        env=os.environ | {"CI": ci, "PYTEST_ADDOPTS": ""},
+        env=os.environ
+        | {"CI": ci, "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True, text=True, cwd=folder, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("options", [(), ("-p", "xdist", "-n", "2")], ids=["alone", "xdist"])
 def test_a_reason_that_is_not_listed_fails_the_run(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:
