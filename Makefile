@@ -44,11 +44,13 @@ lint: setup
 types: setup
 	MYPYPATH=.types $(NICE) $(BIN)/mypy -p dycoke_trt
 
-# Only `server` needs numpy 1: numpy 2 in front of the environment, for a part of the tests and for the
-# client of test_client.py.
+# Only `server` needs numpy 1: numpy 2 in front of the environment, for the tests of what numpy computes
+# and for the client of test_client.py. core/ has none (tests/test_architecture.py).
 numpy2: $(NUMPY2)/.installed
 	PYTHONPATH="$(CURDIR)/$(NUMPY2)" $(NICE) env $(PYTEST) \
-		tests/core tests/runtime/video tests/runtime/test_pipeline.py
+		tests/core/test_ttm.py tests/core/test_state.py tests/bundle/test_safetensors_file.py \
+		tests/runtime/video tests/runtime/test_pipeline.py tests/runtime/test_resize.py \
+		tests/runtime/test_stop_words.py
 
 $(NUMPY2)/.installed: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --upgrade --no-deps \
