@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import IO
+from typing import IO, TypeVar
 
 from dycoke_trt.cli.main import run
 from dycoke_trt.core.config import DyCokeConfig
@@ -21,6 +21,8 @@ from dycoke_trt.engines.cpu import build_cpu
 from dycoke_trt.export.bundle import export_bundle
 
 DYCOKE = Path(sys.executable).parent / "dycoke"
+Said = TypeVar("Said")
+_LOOK = 0.005  # seconds between looks
 _folder = TemporaryDirectory(prefix="dycoke-tests-")
 
 
@@ -33,12 +35,13 @@ def demo_bundle(config: DyCokeConfig) -> Path:
     return bundle
 
 
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Waits for something that another process does; asks again at once, which takes its time."""
+def until(condition: Callable[[], Said], seconds: float = 120) -> Said:
+    """What `condition` says, once it is true of something that another process does."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (said := condition()):
         assert time.monotonic() < deadline
-        time.sleep(0)  # lets others run
+        time.sleep(_LOOK)  # leaves the core to that process
+    return said
 
 
 def dycoke(*args: str | Path) -> subprocess.CompletedProcess[str]:

@@ -29,11 +29,15 @@ def decided(found: dict[str, float]) -> float:
 
 def after_decisions(server: Server, count: float) -> dict[str, float]:
     """The metrics once so many decisions are published, which follows the last response."""
-    for _ in range(2000):
+
+    def published() -> dict[str, float] | None:
         found = metrics(server.metrics)
-        if decided(found) >= count and found["dycoke_requests_running"] == 0:
-            return found
-    raise AssertionError(f"{decided(found)} of {count} decisions")
+        settled = decided(found) >= count and found["dycoke_requests_running"] == 0
+        return found if settled else None
+
+    found = until(published)
+    assert found is not None
+    return found
 
 
 def test_metrics_say_what_a_request_did(server: Server) -> None:

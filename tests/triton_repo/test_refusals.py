@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 import uuid
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from dycoke_trt.demo.mp4 import encode_mp4
 from dycoke_trt.demo.shapes import HELD_OUT_SEEDS, make_sample
 from dycoke_trt.runtime.protocol import BLS, CLIENT_INPUTS, ENSEMBLE, LLM
+from dycoke_trt.tests.support import until
 from dycoke_trt.tests.triton_repo.conftest import Server
 from dycoke_trt.tests.triton_repo.streams import (
     Reply,
@@ -244,7 +244,5 @@ def test_a_thousand_malformed_requests(server: Server) -> None:
 
     check()
     assert ask(server.grpc, ENSEMBLE, GOOD).text == ask(server.grpc, BLS, GOOD).text != ""
-    deadline = time.monotonic() + 10  # metrics are published a little later
-    while metrics(server.metrics)["dycoke_kv_blocks_used"] != 0:
-        assert time.monotonic() < deadline
+    until(lambda: metrics(server.metrics)["dycoke_kv_blocks_used"] == 0)  # published a little later
     assert metrics(server.metrics)["dycoke_requests_total/failed"] == failures
