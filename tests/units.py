@@ -27,20 +27,23 @@ UNITS = {f"tests/triton_repo/{name}": SERVER for name in ON_THE_SERVER}
 # Longest first; any other takes less than ten seconds.
 LONG = (
     SERVER,
-    "tests/kernels/test_interpreter.py",
     "tests/bench/test_profile.py",
-    "tests/bench/test_bench.py",
+    "tests/kernels/test_interpreter.py",
     "tests/bench/test_reliability.py",
-    "tests/cli/test_bundles.py",
+    "tests/bench/test_bench.py",
     "tests/triton_repo/test_executor_model.py",
-    "tests/triton_repo/test_launcher.py",
     "tests/eval/test_shapes.py",
+    "tests/triton_repo/test_launcher.py",
+    "tests/cli/test_bundles.py",
     "tests/triton_repo/test_cuda_target.py",
     "tests/runtime/test_generate.py",
     "tests/triton_repo/test_server_end.py",
-    "tests/triton_repo/test_interpreter_lock.py",
-    "tests/bench/test_gpu.py",
     "tests/cli/test_demo.py",
+    "tests/bench/test_gpu.py",
+    "tests/bench/test_make_checkpoint.py",
+    "tests/export/test_nvidia_compiler.py",
+    "tests/triton_repo/test_interpreter_lock.py",
+    "tests/kernels/test_aot.py",
 )
 
 
