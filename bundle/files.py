@@ -60,7 +60,7 @@ def check_parts(
         size = path.stat().st_size
         if size != part.size:
             raise DyCokeError(f"{path} has {size} bytes, {said_in} says {part.size}; {remedy}")
-        if hashes and (found := sha256(path)) != part.sha256:
+        if hashes and (sha := sha256(path)) != part.sha256:
             raise DyCokeError(
-                f"{path} has sha256 {found[:12]}..., {said_in} says {part.sha256[:12]}...; {remedy}"
+                f"{path} has sha256 {sha[:12]}..., {said_in} says {part.sha256[:12]}...; {remedy}"
             )

@@ -50,9 +50,9 @@ def _rank(directory: Path, rank: int, config: LlmConfig) -> SafetensorsFile:
     file = SafetensorsFile(path)
     for name, shape in rank_shapes(config.llm, config.tp).items():
         entry, wanted = file.entries.get(name), (shape, config.dtype.safetensors)
-        found = entry and (entry.shape, entry.dtype)
-        if found != wanted:
+        held = entry and (entry.shape, entry.dtype)
+        if held != wanted:
             raise DyCokeError(
-                f"{path}: tensor {name} is {found}, {LLM_CONFIG} asks for {wanted}; export again"
+                f"{path}: tensor {name} is {held}, {LLM_CONFIG} asks for {wanted}; export again"
             )
     return file

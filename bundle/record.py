@@ -123,9 +123,9 @@ def _check_installed(path: Path, record: EngineRecord, here: Installed, again: s
         ("TensorRT-LLM", record.tensorrt_llm, here.tensorrt_llm, "{}"),
         ("plugin ABI", record.plugin_abi, here.plugin_abi, "{}"),
     )
-    for what, built, found, style in compared:
-        if built is not None and found is not None and built != found:
+    for what, built, installed, style in compared:
+        if built is not None and installed is not None and built != installed:
             raise DyCokeError(
                 f"{path}: built for {what} {style.format(built)}, here it is "
-                f"{style.format(found)}; {again}, here"
+                f"{style.format(installed)}; {again}, here"
             )

@@ -103,11 +103,11 @@ class SafetensorsFile:
     def sample(self, pieces: int = 16, size: int = 4096) -> bytes:
         """`pieces` short stretches spread over the file: tells fine-tunes of one shape apart."""
         with self.path.open("rb") as file:
-            found = []
+            stretches = []
             for i in range(pieces):
                 file.seek(max(self.size - size, 0) * i // max(pieces - 1, 1))
-                found.append(file.read(size))
-        return b"".join(found)
+                stretches.append(file.read(size))
+        return b"".join(stretches)
 
     def _read(self, entry: Entry, offset: int, shape: tuple[int, ...]) -> Tensor:
         dtype = DTYPES.get(entry.dtype)

@@ -45,5 +45,5 @@ class ConfigReader:
             prefix = f"{section}." if section else ""
             raise self.refusal(f"{prefix}{key}={value!r}", repr(allowed))
 
-    def refusal(self, found: str, allowed: str) -> DyCokeError:
-        return DyCokeError(f"{self.where}: {found} is not supported; allowed: {allowed}")
+    def refusal(self, given: str, allowed: str) -> DyCokeError:
+        return DyCokeError(f"{self.where}: {given} is not supported; allowed: {allowed}")

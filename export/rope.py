@@ -20,7 +20,7 @@ _PLAIN = {*_KINDS, "rope_theta", "partial_rotary_factor"}
 def rope_theta(text: Mapping[str, Any]) -> float:
     """The base, read as transformers 5 reads it. text: the language model's config.
 
-    Raises ValueError(found, allowed) for every rotation but the plain one over the whole head, and
+    Raises ValueError(given, allowed) for every rotation but the plain one over the whole head, and
     for two sets of parameters that contradict each other.
     """
     named = {key: text[key] for key in ("rope_scaling", "rope_parameters") if text.get(key)}

@@ -50,15 +50,15 @@ def main(mark: str, paths: list[str]) -> None:
 
 def processes(mark: str) -> dict[int, bool]:
     """Processes of the server by id; whether they are servers, or mpirun, and not models."""
-    found = {}
+    servers = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             with suppress(OSError):  # processes end while we look
                 arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 is_server = any(f"{OPTION}{mark}" in argument for argument in arguments)
                 if is_server or any(argument.startswith(mark) for argument in arguments[1:]):
-                    found[int(folder.name)] = is_server
-    return found
+                    servers[int(folder.name)] = is_server
+    return servers
 
 
 def send(pid: int, name: signal.Signals) -> None:

@@ -137,14 +137,14 @@ def serving(
     Must be entered in a thread that lives as long as the server (see `spawn`). Raises DyCokeError,
     one line, if the server cannot be started; what it says names the model and its error.
     """
-    found = tritonserver or find_tritonserver()
+    triton = tritonserver or find_tritonserver()
     for argument in extra:
         if argument.partition("=")[0] in _MANAGED:
             raise DyCokeError(
                 f"{argument} cannot be passed on: dycoke sets it, by options of its own"
             )
-    ports = choose_ports(listening(ports, opened, found))
-    version = parse_version(found.version) if opened else ()
+    ports = choose_ports(listening(ports, opened, triton))
+    version = parse_version(triton.version) if opened else ()
     key = new_key()
     with ExitStack() as stack:
         folder = stack.enter_context(server_folder())
@@ -152,7 +152,7 @@ def serving(
         with writing(log):
             log.open("ab").close()
         log_begin = log.stat().st_size
-        backends = stack.enter_context(found.backends())
+        backends = stack.enter_context(triton.backends())
         regions = stack.enter_context(own_regions())
         with writing(folder.life):
             life = Life.create(folder.life)
@@ -169,9 +169,9 @@ def serving(
             *extra,
         ]
         repository = repository.resolve()
-        command = found.command(repository, ports, options)
+        command = triton.command(repository, ports, options)
         variables = {
-            **found.environment(), **(environment or {}), VARIABLE: str(life.path)
+            **triton.environment(), **(environment or {}), VARIABLE: str(life.path)
         }  # fmt: skip
         if world_size > 1:
             command = mpi_command(command, world_size, variables["PATH"])

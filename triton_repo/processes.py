@@ -84,14 +84,14 @@ def guarded(mark: str, paths: Sequence[Path]) -> Iterator[None]:
 def stubs_of(server: int, repository: Path) -> list[Stub]:
     """The stubs below the process with that id, by the model folder they name: children of a
     server, or of the servers that mpirun started."""
-    found = []
+    stubs = []
     for pid in _descendants(server):
         with suppress(OSError):  # processes end while we look
             text = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
             arguments = text.split("\0")
             if _STUB in arguments[0]:
-                found.append(Stub(pid, _model(arguments, repository)))
-    return sorted(found)
+                stubs.append(Stub(pid, _model(arguments, repository)))
+    return sorted(stubs)
 
 
 def _descendants(ancestor: int) -> list[int]:
@@ -103,10 +103,10 @@ def _descendants(ancestor: int) -> list[int]:
                 # "pid (name) state ppid ...", where the name may hold anything
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
                 children[parent].append(int(folder.name))
-    found = [ancestor]
-    for pid in found:  # grows meanwhile
-        found += children[pid]
-    return found[1:]
+    pids = [ancestor]
+    for pid in pids:  # grows meanwhile
+        pids += children[pid]
+    return pids[1:]
 
 
 def _model(arguments: Sequence[str], repository: Path) -> str:

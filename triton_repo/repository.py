@@ -221,7 +221,7 @@ def with_cpp_llm(
     begin nor end of a stream. engines: the engine directory as the server sees it; max_queue:
     requests that wait for its batch."""
     unmarked = [name.name for name in p.STREAM_MARKS]
-    found = []
+    replaced = []
     for config in configs:
         if config.name == p.POSTPROCESSING:
             inputs = tuple(spec for spec in config.inputs if spec.name not in unmarked)
@@ -235,8 +235,8 @@ def with_cpp_llm(
         elif config.name == p.BLS:
             no_output = {p.ERRORS_AS_OUTPUT.name: "false"}
             config = replace(config, parameters={**config.parameters, **no_output})
-        found.append(config)
-    return found
+        replaced.append(config)
+    return replaced
 
 
 def _ensemble_steps(*, marks: bool = True) -> tuple[Step, ...]:

@@ -72,16 +72,18 @@ class TritonServer:
 
     def environment(self) -> dict[str, str]:
         """What the server's process needs: models run in the environment of `sys.executable`."""
-        found = dict(os.environ)
+        variables = dict(os.environ)
         # The embedded Python takes its environment from the first python3 on PATH.
-        found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), found.get("PATH", "")])
+        variables["PATH"] = os.pathsep.join(
+            [str(Path(sys.executable).parent), variables.get("PATH", "")]
+        )
         if self.source == "wheel":
             # libpython for the stub, and what the wheel bundles for the server.
             bundled = _wheel().parent.parent / "nvidia_pytriton.libs"
-            before = [path for path in [found.get("LD_LIBRARY_PATH")] if path]
+            before = [path for path in [variables.get("LD_LIBRARY_PATH")] if path]
             libraries = [sysconfig.get_config_var("LIBDIR"), str(bundled), *before]
-            found["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
-        return found
+            variables["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
+        return variables
 
     def backend_library(self, name: str) -> Path:
         """Where this server looks for the C++ backend `name`; the file may not be there."""

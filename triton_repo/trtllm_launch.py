@@ -46,9 +46,9 @@ def server_environment(
         return {}
     library = str(plugin_library(plugin) if plugin else (engines / LIBRARY).resolve())
     before = os.environ.get("LD_PRELOAD", "")
-    found = {"LD_PRELOAD": f"{library}:{before}".rstrip(":"), AUTOREGISTER: "1"}
-    found[LIBRARY_VARIABLE] = library  # models in Python load the same one
-    return found | ({COUNTERS: counters} if counters else {})
+    variables = {"LD_PRELOAD": f"{library}:{before}".rstrip(":"), AUTOREGISTER: "1"}
+    variables[LIBRARY_VARIABLE] = library  # models in Python load the same one
+    return variables | ({COUNTERS: counters} if counters else {})
 
 
 def server_options(manifest: Manifest, record: EngineRecord) -> list[str]:

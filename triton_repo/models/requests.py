@@ -53,8 +53,8 @@ def has_parameter(args: Mapping[str, str], name: str) -> bool:
 
 def array(request: Any, name: str) -> NDArray[Any] | None:
     """An input tensor, or None where it was left out."""
-    found = pb_utils.get_input_tensor_by_name(request, name)
-    return None if found is None else found.as_numpy()
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
 
 
 def scalar(request: Any, name: str) -> Any:

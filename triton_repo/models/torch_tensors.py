@@ -11,8 +11,8 @@ from torch.utils.dlpack import from_dlpack
 
 def torch_array(request: Any, name: str) -> torch.Tensor | None:
     """An input tensor on the CPU, in the server's memory; None where it was left out."""
-    found = pb_utils.get_input_tensor_by_name(request, name)
-    return None if found is None else from_dlpack(found.to_dlpack()).cpu()
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else from_dlpack(tensor.to_dlpack()).cpu()
 
 
 def torch_tensor(name: str, value: torch.Tensor) -> Any:

@@ -17,7 +17,7 @@ CRITERION = "every answer in every mix and order equals that alone"
 
 def kinds() -> list[Any]:
     """Requests of different lengths and doors; also sampled ones, whose seed makes them equal."""
-    found: list[Any] = []
+    requests: list[Any] = []
     for seed in range(4):
         for model in (ENSEMBLE, BLS):
             video = canary.video(seed, 4 * (1 + seed % 3))
@@ -27,10 +27,10 @@ def kinds() -> list[Any]:
                 "video_bytes_input": video,
                 "max_tokens": 40,
             }
-            found.append(message(model, **values, stream=True))
-            found.append(message(model, **values, temperature=1.0, seed=seed))
-        found.append(tokens_wanted(range(seed, seed + 8 * (seed + 1)), 30 + 20 * seed))
-    return found
+            requests.append(message(model, **values, stream=True))
+            requests.append(message(model, **values, temperature=1.0, seed=seed))
+        requests.append(tokens_wanted(range(seed, seed + 8 * (seed + 1)), 30 + 20 * seed))
+    return requests
 
 
 def run(stage: Stage, quick: bool) -> Outcome:

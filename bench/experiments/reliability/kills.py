@@ -158,9 +158,9 @@ async def _rounds(
 async def _alive(server: Served) -> dict[str, int]:
     """The processes once all models are there."""
     for _ in range(600):
-        found = server.processes()
-        if len(found) > 5:
-            return found
+        alive = server.processes()
+        if len(alive) > 5:
+            return alive
         await asyncio.sleep(0.1)
     raise DyCokeError("the server did not come back within 60 s")
 

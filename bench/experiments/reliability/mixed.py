@@ -56,10 +56,10 @@ async def mixed_load(
         for draw in draws:
             if stop():
                 return
-            found, answer = await _one(address, draw)
-            counts[found] += 1
-            on_answer(found, answer)
-            if found == "away":
+            outcome, answer = await _one(address, draw)
+            counts[outcome] += 1
+            on_answer(outcome, answer)
+            if outcome == "away":
                 await asyncio.sleep(_AWAY_SECONDS)
 
     await asyncio.gather(*(work() for _ in range(width)))

@@ -51,26 +51,26 @@ def _work(server: Running) -> float:
 
 def _tells(error: str, numbers: list[int]) -> bool:
     """Whether it names the value, one of `numbers` if given, and another number, the limit."""
-    found = {int(number) for number in re.findall(r"-?\d+", error.replace(",", ""))}
+    named = {int(number) for number in re.findall(r"-?\d+", error.replace(",", ""))}
     if not numbers:
-        return len(found) > 1
-    return bool(found & set(numbers) and found - set(numbers))
+        return len(named) > 1
+    return bool(named & set(numbers) and named - set(numbers))
 
 
 def _requests() -> list[tuple[str, Any, list[int]]]:
     """Name, request, and values one of which the error has to name; none: a tokeniser knows."""
     video = np.zeros((1, 400, 2, 2, 3), np.uint8)
-    found: list[tuple[str, Any, list[int]]] = []
+    requests: list[tuple[str, Any, list[int]]] = []
     for model in (ENSEMBLE, BLS):
         frames = message(model, text_input=b"What?", video_bytes_input=video)
-        found.append((f"{model}: 400 frames", frames, [400]))
+        requests.append((f"{model}: 400 frames", frames, [400]))
         tokens = message(
             model, text_input=b"What?", video_bytes_input=canary.video(0), max_tokens=2**31 - 1
         )
-        found.append((f"{model}: max_tokens", tokens, [2**31 - 1]))
+        requests.append((f"{model}: max_tokens", tokens, [2**31 - 1]))
         long = message(model, text_input=b"word " * 12_000, video_bytes_input=canary.video(0))
-        found.append((f"{model}: a question of 60 kB", long, []))
-    return found
+        requests.append((f"{model}: a question of 60 kB", long, []))
+    return requests
 
 
 def direct() -> list[Any]:

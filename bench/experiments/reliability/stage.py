@@ -39,13 +39,13 @@ class Running:
         """Every metric: 'name' or 'name/label values in order' -> value, summed over GPUs."""
         with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=_PATIENCE) as answer:
             text = answer.read().decode()
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for line in text.splitlines():
             if match := re.match(r"(\w+)(?:\{(.*)\})? (\S+)$", line):
                 labels = re.findall(r'\w+="([^"]*)"', match[2] or "")
                 name = "/".join([match[1], *labels])
-                found[name] = found.get(name, 0.0) + float(match[3])
-        return found
+                values[name] = values.get(name, 0.0) + float(match[3])
+        return values
 
     def value(self, prefix: str) -> float:
         """The sum of all metrics whose name is, or begins with, `prefix` and a slash."""
@@ -157,10 +157,10 @@ class Stage:
 
 def processes(server: int, repository: Path) -> dict[str, int]:
     """Names and ids: the server and its models; instances beside the first are numbered."""
-    found = {SERVER: server}
+    pids = {SERVER: server}
     for stub in stubs_of(server, repository):
         name, number = stub.model, 2
-        while name in found:
+        while name in pids:
             name, number = f"{stub.model} {number}", number + 1
-        found[name] = stub.pid
-    return found
+        pids[name] = stub.pid
+    return pids
