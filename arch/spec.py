@@ -61,16 +61,3 @@ class DecoderSpec(LlmDims):
     max_positions: int
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A model: what a checkpoint's configuration says, whatever its format.
-
-    family: of arch/registry.py. tower: None for a bare language model.
-    """
-
-    family: str
-    llm: DecoderSpec
-    vision: TowerSpec | None
-    newline: Newline = "one_token"

@@ -31,7 +31,7 @@ from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..cost.dims import PRESETS, LlmDims, ModelDims, VisionDims, preset
 from ..demo import MODEL_DIR
-from ..export.names import llm_shapes, vision_shapes
+from ..export.names import hub_name, llm_shapes, vision_shapes
 
 SHARD_BYTES = 4 << 30
 # What published checkpoints render: role, images, videos, a line, the text, no line after an end.
@@ -51,12 +51,6 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-_PREFIXES = {
-    "llm.lm_head.": "language_model.lm_head.",
-    "llm.": "language_model.model.",
-    "vision.": "vision_tower.vision_model.",
-    "projector.": "multi_modal_projector.",
-}
 
 
 def make_checkpoint(
@@ -91,10 +85,7 @@ def make_checkpoint(
     generator = torch.Generator().manual_seed(seed)
     plans = [
         TensorPlan(
-            _source_name(name),
-            shape,
-            dtype.torch,
-            partial(_draw, name, shape, dtype.torch, generator),
+            hub_name(name), shape, dtype.torch, partial(_draw, name, shape, dtype.torch, generator)
         )
         for name, shape in shapes.items()
     ]
@@ -188,13 +179,6 @@ def _split(plans: list[TensorPlan], limit: int) -> list[list[TensorPlan]]:
         shards[-1].append(plan)
         room -= plan.bytes
     return shards
-
-
-def _source_name(name: str) -> str:
-    for ours, theirs in _PREFIXES.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
 
 
 def _image_size(dims: ModelDims) -> int:

@@ -31,11 +31,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def bundle_hash(manifest: Manifest) -> str:
-    """Identity of a bundle: engines record it, and are refused for another one."""
-    return manifest.identity
-
-
 def open_bundle(bundle: Path, *, hashes: bool = False) -> Manifest:
     """Reads the manifest and checks that every part is there and has its size.
 

@@ -152,7 +152,8 @@ class Manifest(_Strict):
 
     @property
     def identity(self) -> str:
-        """The hash of what bundle.json says, however it is laid out.
+        """The hash of what bundle.json says, however it is laid out: engines record it, and are
+        refused for another bundle.
 
         Of the file where it was read, not of this class: a release that knows a field more leaves
         the engines of older bundles valid.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 MANIFEST = "bundle.json"  # what makes a directory a bundle
 VISION_GRAPH = "vision_ttm.onnx"
+FRAMES, VISUAL_EMBEDS = "frames", "visual_embeds"  # the input and the output of that graph
 VISION_WEIGHTS = "vision.safetensors"  # what the graph's initializers point into
 VISION_FILES = (VISION_GRAPH, VISION_WEIGHTS, "vision_ttm.onnx.data")  # the last: of 0.1.0
 LLM = "llm"  # a TensorRT-LLM checkpoint: its configuration and one file per rank

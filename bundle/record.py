@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import DyCokeError
 from .atomic import atomic_write
-from .files import bundle_hash, check_parts
+from .files import check_parts
 from .manifest import Manifest, Part
 from .paths import RECORD
 
@@ -85,7 +85,7 @@ def parse_record(kind: type[R], path: Path, absent: str, again: str) -> R:
 
 def check_origin(path: Path, record: Record, manifest: Manifest, again: str) -> None:
     """Raises DyCokeError for a record of another bundle."""
-    expected = bundle_hash(manifest)
+    expected = manifest.identity
     if record.bundle_hash != expected:
         raise DyCokeError(
             f"{path}: built from bundle {record.bundle_hash[:12]}, this one is {expected[:12]}; "

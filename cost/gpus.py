@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from ..core.errors import DyCokeError
 
+OLDEST_SM = 80  # compute capability 8.0: bf16, and the oldest that kernels are compiled for
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -40,24 +42,8 @@ GPUS = {
         _gpu("a6000", "RTX A6000", 86, 48, 768, 154.8, "RTX A6000 data sheet (309.7 sparse)"),
         _gpu("l4", "L4", 89, 24, 300, 121, "L4 data sheet (242 sparse)"),
         _gpu("l40s", "L40S", 89, 48, 864, 362, "L40S data sheet"),
-        _gpu(
-            "rtx4090",
-            "RTX 4090",
-            89,
-            24,
-            1008,
-            165.2,
-            "Ada white paper, table 2",
-        ),
-        _gpu(
-            "rtx5090",
-            "RTX 5090",
-            120,
-            32,
-            1792,
-            209.5,
-            "RTX Blackwell white paper, table 2",
-        ),
+        _gpu("rtx4090", "RTX 4090", 89, 24, 1008, 165.2, "Ada white paper, table 2"),
+        _gpu("rtx5090", "RTX 5090", 120, 32, 1792, 209.5, "RTX Blackwell white paper, table 2"),
         _gpu("h100", "H100", 90, 80, 3350, 989.4, "H100 SXM data sheet (1979 sparse)"),
         _gpu("h200", "H200", 90, 141, 4800, 989.4, "H200 SXM data sheet (1979 sparse)"),
         _gpu("b200", "B200", 100, 180, 8000, 2250, "DGX B200 data sheet, one of eight GPUs"),

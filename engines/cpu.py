@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
+import torch
 
-from ..bundle.files import bundle_hash, open_bundle
+from ..bundle.files import open_bundle
 from ..bundle.paths import VISION_GRAPH, engine_directory
 from ..bundle.record import EngineRecord, write_record
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..core.extras import require
+from ..runtime.vision import load_vision
 from .targets import Target
 
 
@@ -44,23 +45,18 @@ def build_cpu(
             "--dtype float32"
         )
     require("onnxruntime", extra="cpu")
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(
-        str(bundle / VISION_GRAPH), providers=["CPUExecutionProvider"]
-    )
     side = manifest.vision.image_size
-    blank = np.zeros((1, 4, 3, side, side), np.uint8)
-    (embeddings,) = session.run(["visual_embeds"], {"frames": blank})
+    blank = torch.zeros(1, 4, 3, side, side, dtype=torch.uint8)
+    shape = tuple(load_vision(bundle, "cpu")(blank).shape)
     expected = (1, manifest.visual_tokens(4), manifest.llm.hidden)
-    if embeddings.shape != expected:
+    if shape != expected:
         raise DyCokeError(
-            f"{bundle / VISION_GRAPH} gives {embeddings.shape} for 4 frames, the manifest says "
-            f"{expected}; export again"
+            f"{bundle / VISION_GRAPH} gives {shape} for 4 frames, the manifest says {expected}; "
+            "export again"
         )
     record = EngineRecord(
         target="cpu",
-        bundle_hash=bundle_hash(manifest),
+        bundle_hash=manifest.identity,
         backend="native",
         tokens_per_block=tokens_per_block,
         kv_tokens=kv_tokens,

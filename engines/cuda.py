@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..bundle.files import bundle_hash, open_bundle
+from ..bundle.files import open_bundle
 from ..bundle.manifest import Manifest
 from ..bundle.paths import engine_directory
 from ..bundle.record import EngineRecord, write_record
@@ -71,7 +71,7 @@ def build_cuda(
     _try(bundle, manifest, tokens_per_block)
     record = EngineRecord(
         target=CUDA,
-        bundle_hash=bundle_hash(manifest),
+        bundle_hash=manifest.identity,
         backend="native",
         tokens_per_block=tokens_per_block,
         kv_tokens=kv_tokens,

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..core.errors import DyCokeError
+from ..cost.gpus import OLDEST_SM
 from ..runtime.nvidia_smi import driver_cuda, visible_gpus
 from ..runtime.tensorrt_library import TENSORRT_RTX, version_of
 from ..runtime.trtllm.counters import COUNTS, counters_path, read_counters
 from ..runtime.trtllm.plugin import COUNTERS, PLUGIN_ABI
 from .plugin_library import plugin_library
-from .target_gpus import OLDEST_SM
 
 Status = Literal["ok", "warning", "missing"]
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.atomic import atomic_directory
-from ..bundle.files import bundle_hash, describe_parts, open_bundle
+from ..bundle.files import describe_parts, open_bundle
 from ..bundle.manifest import Manifest
-from ..bundle.paths import RECORD, VISION_GRAPH, VISION_PLAN, rtx_directory
+from ..bundle.paths import FRAMES, RECORD, VISION_GRAPH, VISION_PLAN, VISUAL_EMBEDS, rtx_directory
 from ..bundle.record import write_record
 from ..bundle.vision_record import VisionRecord
 from ..core.errors import DyCokeError
@@ -32,8 +32,6 @@ from .engine_layers import BEGINNING, EngineLayer, Tensor, check_types, parse_io
 from .target_gpus import GPU_NAMES, TargetGpu, find_target_gpu
 from .targets import Target
 from .vision_plan import ProfileRange, profile_ranges
-
-INPUT, OUTPUT = "frames", "visual_embeds"
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def build_rtx_engine(
     with atomic_directory(directory, replace=True) as work:
         (work / VISION_PLAN).write_bytes(engine.plan)
         record = VisionRecord(
-            bundle_hash=bundle_hash(manifest),
+            bundle_hash=manifest.identity,
             library=library.library.title,
             version=library.version,
             targets=list(dict.fromkeys(targets)),
@@ -141,7 +139,7 @@ def compile_graph(
             config.set_flag(trt.BuilderFlag.STRIP_PLAN)
         for r in ranges:
             profile = builder.create_optimization_profile()
-            profile.set_shape(INPUT, r.least, r.best, r.most)
+            profile.set_shape(FRAMES, r.least, r.best, r.most)
             config.add_optimization_profile(profile)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
@@ -171,10 +169,10 @@ def check_io(engine: CompiledEngine, manifest: Manifest, who: str) -> None:
     manifest's; an engine whose compiler described nothing passes."""
     side = manifest.vision.image_size
     wanted = {
-        INPUT: ("Input", Tensor(INPUT, (-1, -1, 3, side, side), "UInt8")),
-        OUTPUT: (
+        FRAMES: ("Input", Tensor(FRAMES, (-1, -1, 3, side, side), "UInt8")),
+        VISUAL_EMBEDS: (
             "Output",
-            Tensor(OUTPUT, (-1, -1, manifest.llm.hidden), manifest.vision.dtype.tensorrt),
+            Tensor(VISUAL_EMBEDS, (-1, -1, manifest.llm.hidden), manifest.vision.dtype.tensorrt),
         ),
     }
     for name, (mode, tensor) in wanted.items():

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import DyCokeError
-from ..cost.gpus import GPUS, Gpu, gpu_of_product
+from ..cost.gpus import GPUS, OLDEST_SM, Gpu, gpu_of_product
 from ..runtime.nvidia_smi import VisibleGpu, visible_gpus
 
 THIS_GPU = "this-gpu"
 GPU_NAMES = tuple(GPUS)
-OLDEST_SM = 80  # bf16, and the oldest architecture that the kernels are compiled for
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..bundle.atomic import atomic_directory
-from ..bundle.files import bundle_hash, describe_parts, open_bundle
+from ..bundle.files import describe_parts, open_bundle
 from ..bundle.manifest import Manifest
 from ..bundle.paths import LLM_ENGINE, RECORD, engine_directory
 from ..bundle.record import EngineRecord, write_record
@@ -107,7 +107,7 @@ def engine_record(
     plan_fields = {key: value for key, value in asdict(plan).items() if key != "videos"}
     return EngineRecord(
         target=plan.target,
-        bundle_hash=bundle_hash(manifest),
+        bundle_hash=manifest.identity,
         backend="trtllm",
         tokens_per_block=plan.tokens_per_block,
         kv_tokens=plan.kv_tokens,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.manifest import Manifest
-from ..bundle.paths import VISION_GRAPH, VISION_PLAN
+from ..bundle.paths import FRAMES, VISION_GRAPH, VISION_PLAN
 from ..core.errors import DyCokeError
 
 TIMING_CACHE = "timing.cache"  # beside the targets' directories: builds of one GPU share it
@@ -89,7 +89,7 @@ def build_vision_plan(bundle: Path, manifest: Manifest, directory: Path, cache: 
 
     source = bundle / VISION_GRAPH
     ranges = profile_ranges(manifest.vision.image_size, manifest.vision.max_frames)
-    profiles = [Profile().add("frames", min=r.least, opt=r.best, max=r.most) for r in ranges]
+    profiles = [Profile().add(FRAMES, min=r.least, opt=r.best, max=r.most) for r in ranges]
     options = config_options(profiles, cache, memory_pool=trt.MemoryPoolType.WORKSPACE)
     try:
         plan = EngineBytesFromNetwork(

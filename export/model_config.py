@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..arch.registry import family_of, is_llava_next
-from ..arch.spec import DecoderSpec, ModelSpec, TowerSpec
+from ..arch.spec import DecoderSpec, TowerSpec
 from ..compress.newlines import Newline
 from ..core.errors import DyCokeError
 from .config_reader import ConfigReader
@@ -56,9 +56,16 @@ _FIXED = {"attention_bias": True, "qkv_bias": True, "mlp_bias": False, "use_qk_n
 
 
 @dataclass(frozen=True)
-class ModelConfig(ModelSpec):
-    """What the model is, and the format that its checkpoint is in."""
+class ModelConfig:
+    """What the model is, whatever the format of its checkpoint, and which that is.
 
+    family: of arch/registry.py. vision: None for a bare language model.
+    """
+
+    family: str
+    llm: DecoderSpec
+    vision: TowerSpec | None
+    newline: Newline = "one_token"
     kind: SourceKind = "hf"
 
 

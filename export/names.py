@@ -17,6 +17,13 @@ import re
 
 from ..cost.dims import LlmDims, VisionDims
 
+# How names of Hugging Face's checkpoints begin, as transformers 4 has them.
+_HUB_NAMES = {
+    "llm.lm_head.": "language_model.lm_head.",
+    "llm.": "language_model.model.",
+    "vision.": "vision_tower.vision_model.",
+    "projector.": "multi_modal_projector.",
+}
 _RULES = [
     (re.compile(pattern), canonical)
     for pattern, canonical in (
@@ -49,6 +56,14 @@ def canonical_name(source: str) -> str | None:
             source = canonical + source[match.end() :]
             break
     return None if _UNUSED.search(source) else source
+
+
+def hub_name(name: str) -> str:
+    """A canonical name as Hugging Face's checkpoints spell it."""
+    for ours, theirs in _HUB_NAMES.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
 
 
 def layer_index(name: str) -> int:

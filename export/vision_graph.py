@@ -26,12 +26,12 @@ from torch import Tensor
 from ..arch.siglip import VisionModel, stage_names
 from ..arch.spec import VisionSpec
 from ..bundle.atomic import atomic_bytes
-from ..bundle.paths import VISION_WEIGHTS
+from ..bundle.paths import FRAMES, VISION_WEIGHTS, VISUAL_EMBEDS
 from ..bundle.safetensors_file import SafetensorsFile
 
 OPSET = 20  # the first with Gelu; TensorRT 10.1 to 10.15 take opsets 9 to 20 and more
 IR_VERSION = 9  # the one of opset 20
-INPUT, OUTPUT, ROWS = "frames", "visual_embeds", "kept_rows"
+ROWS = "kept_rows"  # an output that tests ask for
 CACHE = "DYCOKE_GRAPH_CACHE"  # environment: a folder where traced graphs are kept
 _PACKAGE = Path(__file__).parents[1]
 _SOURCES = (
@@ -88,14 +88,14 @@ def _trace(spec: VisionSpec, dtype: torch.dtype) -> bytes:
         captured = torch.export.export(
             _Stages(model).eval(),
             (frames,),
-            dynamic_shapes={"frames": {0: batch, 1: 4 * windows}},
+            dynamic_shapes={FRAMES: {0: batch, 1: 4 * windows}},
             strict=False,
         )
         program = torch.onnx.export(
             captured,
             dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT, ROWS, *stage_names(tower.layers)],
+            input_names=[FRAMES],
+            output_names=[VISUAL_EMBEDS, ROWS, *stage_names(tower.layers)],
             opset_version=OPSET,
             verbose=False,
         )
@@ -183,7 +183,7 @@ def finish_graph(
             del tensor.external_data[:]
             for key, value in place.items():
                 tensor.external_data.add(key=key, value=str(value))
-    dims = {INPUT: ["batch", "frames"], OUTPUT: ["batch", "visual_tokens"]}
+    dims = {FRAMES: ["batch", "frames"], VISUAL_EMBEDS: ["batch", "visual_tokens"]}
     if kept_rows:
         dims[ROWS] = ["batch", "survivors"]
     kept = [value for value in model.graph.output if value.name in dims]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..bundle.manifest import Manifest
-from ..bundle.paths import engine_directory
-from ..bundle.record import EngineRecord, read_record
+from ..bundle.record import EngineRecord
 from ..core.errors import DyCokeError
 from .request import check_length
 
@@ -20,13 +18,6 @@ class Capacity:
     longest_prompt: int
     num_blocks: int
     tokens_per_block: int
-
-    @classmethod
-    def of(cls, bundle: Path, manifest: Manifest, build: str) -> Capacity:
-        """Of what `dycoke build --target build` recorded."""
-        return cls.of_record(
-            manifest, read_record(engine_directory(bundle, build), manifest, bundle)
-        )
 
     @classmethod
     def of_record(cls, manifest: Manifest, record: EngineRecord) -> Capacity:

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 import torch
 
 from ..core.errors import DyCokeError
+from ..cost.gpus import OLDEST_SM
 
 CUDA = "cuda"  # the target of builds for it, and the name of its folder below engines/
-OLDEST = (8, 0)  # compute capability: bf16, and the oldest architecture kernels are compiled for
 
 
 def find_gpu() -> torch.device:
@@ -29,23 +29,22 @@ def find_gpu() -> torch.device:
             f"torch {torch.__version__} is built without CUDA, so nothing can run on a GPU; "
             "install a CUDA build of torch, or use --target cpu"
         )
-    with warnings.catch_warnings(
-        record=True
-    ) as said:  # an old driver is a warning of several lines
+    with warnings.catch_warnings(record=True) as said:  # of an old driver, several lines
         warnings.simplefilter("always")
-        found_one = torch.cuda.is_available()
-    if not found_one:
+        is_there = torch.cuda.is_available()
+    if not is_there:
         reason = f" ({str(said[0].message).partition('. ')[0]})" if said else ""
         raise DyCokeError(
             f"torch {torch.__version__} sees no GPU here{reason}; look at `dycoke doctor` and "
             "CUDA_VISIBLE_DEVICES, or use --target cpu"
         )
-    if (capability := torch.cuda.get_device_capability(0)) < OLDEST:
+    device = torch.device(CUDA, 0)
+    if (sm := architecture(device) or 0) < OLDEST_SM:
         raise DyCokeError(
-            f"{torch.cuda.get_device_name(0)} is sm_{capability[0]}{capability[1]}; the native "
-            f"backend needs sm_{OLDEST[0]}{OLDEST[1]} or newer (Ampere)"
+            f"{torch.cuda.get_device_name(0)} is sm_{sm}; the native backend needs sm_{OLDEST_SM} "
+            "or newer (Ampere)"
         )
-    return torch.device(CUDA, 0)
+    return device
 
 
 def architecture(device: torch.device) -> int | None:

@@ -10,8 +10,7 @@ from ..bundle.loading import checked_parts
 from ..bundle.manifest import Manifest
 from ..bundle.paths import TOKENIZER, TOKENIZER_FILE
 from ..core.errors import DyCokeError
-
-MAX_QUESTION_BYTES = 65_536
+from .limits import RequestLimits
 
 
 def load_tokenizer(bundle: Path) -> Tokenizer:
@@ -40,7 +39,7 @@ class PromptBuilder:
     """Token ids of prompts, and text of answers, for one bundle. most_bytes: of a question."""
 
     def __init__(
-        self, bundle: Path, manifest: Manifest, most_bytes: int = MAX_QUESTION_BYTES
+        self, bundle: Path, manifest: Manifest, most_bytes: int = RequestLimits.max_question_bytes
     ) -> None:
         self._most_bytes = most_bytes
         self.tokenizer = load_tokenizer(bundle)

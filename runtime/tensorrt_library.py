@@ -46,10 +46,6 @@ class Library:
         """Of what is installed; found without importing it."""
         return version_of(*self.distributions)
 
-    @property
-    def is_installed(self) -> bool:
-        return any(find_spec(module) is not None for module in self.modules)
-
     def load(self) -> LoadedLibrary:
         """The module and its logger, the same ones in each call.
 
@@ -73,7 +69,6 @@ TENSORRT_RTX = Library(
     ("tensorrt-rtx", "tensorrt-rtx-cu12-bindings", "tensorrt-rtx-cu13-bindings"),
     "run: pip install 'dycoke-trt[rtx]'",
 )
-LIBRARIES = {library.name: library for library in (TENSORRT, TENSORRT_RTX)}
 
 
 class Messages:

@@ -8,7 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..bundle.paths import RECORD, VISION_FILES, VISION_GRAPH, engine_directory, rtx_directory
+from ..bundle.paths import (
+    FRAMES,
+    RECORD,
+    VISION_FILES,
+    VISION_GRAPH,
+    VISUAL_EMBEDS,
+    engine_directory,
+    rtx_directory,
+)
 from ..core.errors import DyCokeError
 
 if TYPE_CHECKING:
@@ -129,5 +137,5 @@ class OnnxVision:
         """frames: uint8 [B, F, 3, S, S], F a multiple of 4 -> [B, M+1, hidden] in its dtype."""
         import torch
 
-        (embeddings,) = self._session.run(["visual_embeds"], {"frames": frames.numpy()})
+        (embeddings,) = self._session.run([VISUAL_EMBEDS], {FRAMES: frames.numpy()})
         return torch.from_numpy(embeddings)

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bundle.paths import FRAMES, VISUAL_EMBEDS
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from .gpu import find_gpu
 from .tensorrt_library import LoadedLibrary
 
-INPUT, OUTPUT = "frames", "visual_embeds"
 _DTYPES = {dtype.tensorrt: dtype.torch for dtype in Dtype}
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class EngineVision:
             with self._reasons(f"cannot take the weights of {refit}", again):
                 self._refit(refit)
         self._ranges = [
-            tuple(tuple(shape) for shape in self._engine.get_tensor_profile_shape(INPUT, i))
+            tuple(tuple(shape) for shape in self._engine.get_tensor_profile_shape(FRAMES, i))
             for i in range(self._engine.num_optimization_profiles)
         ]
         self._dtype = self._output_dtype()
@@ -90,11 +90,11 @@ class EngineVision:
             if profile != self._profile:
                 _must(context.set_optimization_profile_async(profile, stream))
                 self._profile = profile
-            _must(context.set_input_shape(INPUT, tuple(given.shape)))
-            shape = tuple(context.get_tensor_shape(OUTPUT))
+            _must(context.set_input_shape(FRAMES, tuple(given.shape)))
+            shape = tuple(context.get_tensor_shape(VISUAL_EMBEDS))
             embeddings = torch.empty(shape, dtype=self._dtype, device=self._device)
-            _must(context.set_tensor_address(INPUT, given.data_ptr()))
-            _must(context.set_tensor_address(OUTPUT, embeddings.data_ptr()))
+            _must(context.set_tensor_address(FRAMES, given.data_ptr()))
+            _must(context.set_tensor_address(VISUAL_EMBEDS, embeddings.data_ptr()))
             _must(context.execute_async_v3(stream))
             if self._stream is not None:
                 self._stream.synchronize()
@@ -128,9 +128,11 @@ class EngineVision:
         _must(refitter.refit_cuda_engine())
 
     def _output_dtype(self) -> torch.dtype:
-        name = str(self._engine.get_tensor_dtype(OUTPUT)).rpartition(".")[2]
+        name = str(self._engine.get_tensor_dtype(VISUAL_EMBEDS)).rpartition(".")[2]
         if name not in _DTYPES:
-            raise DyCokeError(f"{self._where}: {OUTPUT} is {name}; allowed: {', '.join(_DTYPES)}")
+            raise DyCokeError(
+                f"{self._where}: {VISUAL_EMBEDS} is {name}; allowed: {', '.join(_DTYPES)}"
+            )
         return _DTYPES[name]
 
     def _make_context(self, cuda_graph: bool) -> Any:

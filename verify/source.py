@@ -19,17 +19,12 @@ from ..core.errors import DyCokeError
 from ..core.ttm import ttm_select
 from ..export.checkpoint import Checkpoint
 from ..export.model_config import SO400M
+from ..export.names import hub_name
 from ..export.processor import read_pixel_scale
 
 if TYPE_CHECKING:
     from transformers import LlavaOnevisionForConditionalGeneration
 
-_HUB_NAMES = {
-    "llm.lm_head.": "language_model.lm_head.",
-    "llm.": "language_model.model.",
-    "vision.": "vision_tower.vision_model.",
-    "projector.": "multi_modal_projector.",
-}
 _UNREAD = ("post_layernorm.weight", "post_layernorm.bias")  # of the tower, behind what is used
 
 
@@ -95,19 +90,11 @@ def _load(checkpoint: Checkpoint, vision_tower: Path | None) -> Any:
         vision_feature_layer=-1,
         tie_word_embeddings=False,
     )
-    weights = {_hub_name(name): checkpoint.tensor(name).float() for name in checkpoint.names()}
+    weights = {hub_name(name): checkpoint.tensor(name).float() for name in checkpoint.names()}
     for name, values in zip(_UNREAD, (torch.ones, torch.zeros), strict=True):
         weights[f"vision_tower.vision_model.{name}"] = values(siglip.hidden_size)
     weights.setdefault("image_newline", torch.zeros(qwen2.hidden_size))
     return load(None, config=config, state_dict=weights, dtype=torch.float32)
-
-
-def _hub_name(name: str) -> str:
-    """A canonical name (export/names.py) as Hugging Face's checkpoints spell it."""
-    for ours, theirs in _HUB_NAMES.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..bundle.manifest import Manifest
-from ..bundle.paths import VISION_GRAPH
+from ..bundle.paths import FRAMES, VISION_GRAPH, VISUAL_EMBEDS
 from ..core.dtype import Dtype
 from .check import Check
 from .source import Source, vision_stages
@@ -58,7 +58,7 @@ def check_vision(bundle: Path, manifest: Manifest, source: Source) -> list[Check
     expected = vision_stages(source, (frames * scale.rescale - mean) / std, manifest.config)
     graph = onnx.load(path)
     names = json.loads({p.key: p.value for p in graph.metadata_props}["layer_outputs"])
-    names = [name for name in names if name in expected] + ["visual_embeds"]
+    names = [name for name in names if name in expected] + [VISUAL_EMBEDS]
     outputs = _run(graph, names, frames.numpy())
     bound = BOUNDS[manifest.vision.dtype]
     return [_compare(name, outputs[name], expected[name], bound) for name in names]
@@ -75,7 +75,7 @@ def _run(graph: Any, names: list[str], frames: Any) -> Any:
             BytesFromOnnx(ModifyOutputs(graph, outputs=names)), providers=["CPUExecutionProvider"]
         )
         with OnnxrtRunner(session) as runner:
-            return runner.infer({"frames": frames})
+            return runner.infer({FRAMES: frames})
 
 
 def _compare(name: str, graph: Any, expected: Tensor, bound: float) -> Check:

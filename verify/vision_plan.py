@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..bundle.manifest import Manifest
-from ..bundle.paths import VISION_GRAPH
+from ..bundle.paths import FRAMES, VISION_GRAPH, VISUAL_EMBEDS
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..runtime.vision import Vision
@@ -69,7 +69,7 @@ def reference_vision(bundle: Path, dtype: Dtype, device: str = "cuda") -> Callab
     session = onnxruntime.InferenceSession(str(bundle / VISION_GRAPH), providers=[provider])
 
     def run(clip: Array) -> Array:
-        (rows,) = session.run(["visual_embeds"], {"frames": clip})
+        (rows,) = session.run([VISUAL_EMBEDS], {FRAMES: clip})
         return np.asarray(rows, np.float32)
 
     return run

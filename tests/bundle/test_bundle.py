@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from dycoke_trt.bundle.atomic import atomic_directory, atomic_write
-from dycoke_trt.bundle.files import bundle_hash, describe_parts, open_bundle
+from dycoke_trt.bundle.files import describe_parts, open_bundle
 from dycoke_trt.bundle.manifest import Manifest, read_manifest
 from dycoke_trt.bundle.paths import MANIFEST
 from dycoke_trt.bundle.record import EngineRecord, read_record, write_record
@@ -121,7 +121,7 @@ def test_wrong_frame_counts_name_the_nearest(bundle: Path, frames: int, nearest:
 
 def record(bundle: Path, **changes: Any) -> EngineRecord:
     base = {
-        "target": "cpu", "bundle_hash": bundle_hash(read_manifest(bundle)), "backend": "native",
+        "target": "cpu", "bundle_hash": read_manifest(bundle).identity, "backend": "native",
         "tokens_per_block": 8, "kv_tokens": 64, "max_batch": 2, "versions": {"torch": "2"},
     }  # fmt: skip
     return EngineRecord.model_validate({**base, **changes})
@@ -143,10 +143,10 @@ def test_records(bundle: Path) -> None:
 
 
 def test_engines_do_not_change_the_identity_of_a_bundle(bundle: Path) -> None:
-    before = bundle_hash(read_manifest(bundle))
+    before = read_manifest(bundle).identity
     write_record(bundle / "engines" / "cpu", record(bundle))
     assert describe_parts(bundle) == read_manifest(bundle).parts
-    assert bundle_hash(read_manifest(bundle)) == before
+    assert read_manifest(bundle).identity == before
 
 
 def test_a_bundle_of_the_first_release_still_serves() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dycoke_trt.bundle.files import bundle_hash, describe_parts
+from dycoke_trt.bundle.files import describe_parts
 from dycoke_trt.bundle.manifest import Manifest, read_manifest
 from dycoke_trt.bundle.record import (
     EngineRecord,
@@ -38,7 +38,7 @@ def engine(tmp_path: Path, manifest: Manifest) -> Path:
 
 def write(folder: Path, manifest: Manifest, **changes: Any) -> None:
     fields = {
-        "target": "h100", "bundle_hash": bundle_hash(manifest), "backend": "trtllm",
+        "target": "h100", "bundle_hash": manifest.identity, "backend": "trtllm",
         "tokens_per_block": 32, "kv_tokens": 3200, "max_batch": 2, "versions": {},
         "sm": 90, "tensorrt": "10.14.1.48", "tensorrt_llm": "1.2.1", "plugin_abi": 1,
         "files": describe_parts(folder),

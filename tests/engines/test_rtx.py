@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dycoke_trt.bundle.files import bundle_hash, open_bundle
+from dycoke_trt.bundle.files import open_bundle
 from dycoke_trt.bundle.record import EngineRecord, write_record
 from dycoke_trt.bundle.vision_record import read_vision_record
 from dycoke_trt.cli.ask import ask
@@ -55,7 +55,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_record_is_complete(built: Path) -> None:
     manifest = open_bundle(built)
     record = read_vision_record(built, manifest, version=TENSORRT_RTX.version, hashes=True)
-    assert record.bundle_hash == bundle_hash(manifest)
+    assert record.bundle_hash == manifest.identity
     assert record.version == TENSORRT_RTX.version
     assert record.targets == ["rtx4090", "rtx5090", "l4"]
     assert record.sms == [89, 120]
@@ -203,7 +203,7 @@ def test_loading_here_is_refused_with_nvidias_reason(built: Path) -> None:
 def test_a_server_says_it_too(built: Path, tmp_path: Path) -> None:
     """A real server with the vision model alone, as `--vision rtx` configures it."""
     record = EngineRecord(
-        target="cuda", bundle_hash=bundle_hash(open_bundle(built)), backend="native",
+        target="cuda", bundle_hash=open_bundle(built).identity, backend="native",
         tokens_per_block=16, kv_tokens=512, max_batch=1, versions={},
     )  # fmt: skip
     write_record(built / "engines" / "cuda", record)

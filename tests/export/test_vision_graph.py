@@ -16,9 +16,9 @@ from dycoke_trt.compress.ttm import Ttm
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.export.checkpoint import Checkpoint
-from dycoke_trt.export.tensorrt_operators import TENSORRT_OPERATORS
 from dycoke_trt.export.vision import export_vision
 from dycoke_trt.export.vision_graph import finish_graph, trace_graph
+from dycoke_trt.tests.export.tensorrt_operators import TENSORRT_OPERATORS
 from safetensors.torch import save_file
 
 N, D = 16, 64

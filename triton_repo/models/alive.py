@@ -21,7 +21,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +110,16 @@ class Pulse(threading.Thread):
     def phase(self) -> Phase:
         return self._life.phase
 
-    def working(self, requests: int) -> _Call:
-        return _Call(self, requests)
-
-    def begin(self, requests: int) -> None:
+    @contextmanager
+    def working(self, requests: int) -> Iterator[None]:
+        """Around one call of `execute`."""
         self._working, self._since = requests, time.monotonic()
         self._write()
-
-    def end(self) -> None:
-        self._working = 0
-        self._write()
+        try:
+            yield
+        finally:
+            self._working = 0
+            self._write()
 
     def run(self) -> None:
         while not self._stopping.wait(BEAT_SECONDS):
@@ -136,16 +137,3 @@ class Pulse(threading.Thread):
     def _write(self) -> None:
         with self._lock:
             self._slot.write(os.getpid(), self._beats, self._working + self._in_flight())
-
-
-class _Call:
-    """One call of `execute`."""
-
-    def __init__(self, pulse: Pulse, requests: int) -> None:
-        self._pulse, self._requests = pulse, requests
-
-    def __enter__(self) -> None:
-        self._pulse.begin(self._requests)
-
-    def __exit__(self, *_: object) -> None:
-        self._pulse.end()

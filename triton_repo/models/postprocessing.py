@@ -24,8 +24,7 @@ from .plugin_metrics import PluginMetrics
 from .requests import (
     array,
     error_response,
-    has_parameter,
-    parameter,
+    parameters,
     scalar,
     single,
     tensors,
@@ -35,11 +34,12 @@ from .requests import (
 
 class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
-        bundle = Path(parameter(args, "bundle"))
+        given = parameters(args)
+        bundle = Path(given["bundle"])
         self._text_ids = open_bundle(bundle).visual_token_base
         self._streams = TextStreams(load_tokenizer(bundle))
         # Of a backend that does not publish them itself.
-        self._metrics = PluginMetrics() if has_parameter(args, "publish_counters") else None
+        self._metrics = PluginMetrics() if "publish_counters" in given else None
 
     def finalize(self) -> None:
         if self._metrics is not None:

@@ -34,21 +34,10 @@ class StepError(Exception):
         self.error = error
 
 
-def parameter(args: Mapping[str, str], name: str) -> str:
-    """A parameter of the model's config.pbtxt; args: what Triton gives `initialize`."""
-    value: str = json.loads(args["model_config"])["parameters"][name]["string_value"]
-    return value
-
-
 def parameters(args: Mapping[str, str]) -> dict[str, str]:
-    """All parameters of the model's config.pbtxt."""
+    """Parameters of the model's config.pbtxt; args: what Triton gives `initialize`."""
     given = json.loads(args["model_config"])["parameters"]
     return {name: value["string_value"] for name, value in given.items()}
-
-
-def has_parameter(args: Mapping[str, str], name: str) -> bool:
-    """Whether the model's config.pbtxt has that parameter."""
-    return name in json.loads(args["model_config"])["parameters"]
 
 
 def array(request: Any, name: str) -> NDArray[Any] | None:

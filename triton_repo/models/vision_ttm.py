@@ -21,20 +21,19 @@ from ...runtime.protocol import VISION as VISION_TTM
 from ...runtime.stages import VISION
 from ...runtime.vision import load_vision
 from .request_threads import RequestThreads
-from .requests import CancelledError, array, check_parameters, error_response, parameter, parameters
+from .requests import CancelledError, array, check_parameters, error_response, parameters
 from .sender import Sender
 from .torch_tensors import torch_array, torch_tensor
 
 
 class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
-        bundle = Path(parameter(args, "bundle"))
+        given = parameters(args)
+        bundle, build = Path(given["bundle"]), given["build"]
         self._manifest = open_bundle(bundle)
-        threads = int(parameter(args, "threads"))
-        build, kind = parameter(args, "build"), parameter(args, "vision")
-        cuda_graph = parameter(args, "cuda_graph") == "true"
-        self._vision = load_vision(bundle, build, threads, kind, cuda_graph=cuda_graph)
-        limits = RequestLimits.from_parameters(parameters(args))
+        threads, cuda_graph = int(given["threads"]), given["cuda_graph"] == "true"
+        self._vision = load_vision(bundle, build, threads, given["vision"], cuda_graph=cuda_graph)
+        limits = RequestLimits.from_parameters(given)
         # On a GPU one run fills the device, and an engine has one context.
         self._line = PassingLine() if build == "cpu" else None
         record = read_record(engine_directory(bundle, build), self._manifest, bundle)
@@ -44,7 +43,7 @@ class TritonPythonModel:
             self._pass,
             seconds="dycoke_vision_seconds",
         )
-        self._on_gpu = parameter(args, "embeds_memory") == "gpu"
+        self._on_gpu = given["embeds_memory"] == "gpu"
 
     def execute(self, requests: list[Any]) -> list[Any]:
         if self._line is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ....bundle.files import bundle_hash, describe_parts, open_bundle
+from ....bundle.files import describe_parts, open_bundle
 from ....bundle.paths import ENGINES, LLM, RECORD, VISION_GRAPH, engine_directory, rank_file
 from ....bundle.record import EngineRecord, Installed, read_record, write_record
 from ....core.errors import DyCokeError
@@ -83,7 +83,7 @@ def _record(bundle: Path, **values: Any) -> Path:
     fits = {
         "target": "h100",
         "backend": "trtllm",
-        "bundle_hash": bundle_hash(open_bundle(bundle)),
+        "bundle_hash": open_bundle(bundle).identity,
         "sm": _HERE.sm,
         "tensorrt": _HERE.tensorrt,
         "tensorrt_llm": _HERE.tensorrt_llm,

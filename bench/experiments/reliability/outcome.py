@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from .stage import Stage
 
-Status = Literal["passed", "failed", "needs a GPU", "not run"]
+Status = Literal["passed", "failed", "not run"]
 
 
 @dataclass
@@ -24,12 +24,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Test:
-    """run: given the stage and whether to be quick. bundle: it starts servers of its own;
-    processes: it looks at the server's processes."""
+    """run: given the stage and whether to be quick. bundle: it starts servers of its own."""
 
     number: int
     name: str
     criterion: str
     run: Callable[[Stage, bool], Outcome]
     bundle: bool = False
-    processes: bool = False

@@ -9,7 +9,7 @@ import numpy as np
 
 from ....runtime.protocol import BLS, ENSEMBLE, LLM, VISION
 from . import canary
-from .client import message, one, tokens_wanted
+from .client import message, one
 from .outcome import Outcome
 from .stage import Running, Stage
 
@@ -71,8 +71,3 @@ def _requests() -> list[tuple[str, Any, list[int]]]:
         long = message(model, text_input=b"word " * 12_000, video_bytes_input=canary.video(0))
         requests.append((f"{model}: a question of 60 kB", long, []))
     return requests
-
-
-def direct() -> list[Any]:
-    """To the LLM step itself, which has to look for itself."""
-    return [tokens_wanted(range(1, 9), 2**31 - 1), tokens_wanted([1] * 200_000, 4)]

@@ -29,7 +29,6 @@ class Running:
     grpc: str
     metrics: str = ""
     http: str = ""
-    key: str = ""  # opens restricted endpoints
     log: Path | None = None
     repository: Path | None = None
     processes: dict[str, int] = field(default_factory=dict)
@@ -147,7 +146,6 @@ class Stage:
                     running.grpc,
                     running.metrics,
                     running.http,
-                    getattr(running, "key", ""),
                     running.log,
                     repository,
                     processes(running.pid, repository),
