@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from ..core.extras import require
 from ..runtime.video.limits import VideoLimits
 from .limits import limit_options
 from .options import AsJson
+
+if TYPE_CHECKING:
+    from ..runtime.answer import Answer
 
 _FORMS = "give BUNDLE and QUESTION, or --server HOST:PORT and QUESTION (in quotes)"
 
@@ -83,19 +86,36 @@ def ask(
     if server is None:
         assert bundle is not None
         build = (bundle, target or "cpu", vision)
-        report = _ask_here(*build, question, video, frames, sampling, options, videos)
+        answer: Answer = _ask_here(*build, question, video, frames, sampling, options, videos)
     else:
-        report = _ask_there(server, question, video, frames, sampling, options)
+        answer = _ask_there(server, question, video, frames, sampling, options)
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        typer.echo(json.dumps(_report(answer), indent=2))
         return
-    visual = (report["visual_tokens_before_ttm"], report["visual_tokens"])
+    visual = (answer.visual_tokens_before, answer.visual_tokens)
     shown = "" if None in visual else f", visual tokens {visual[0]} -> {visual[1]}"
     typer.echo(
-        f"\n[first token {report['time_to_first_token'] * 1e3:.0f} ms, "
-        f"{report['tokens_per_second']:.1f} tokens/s{shown}]",
+        f"\n[first token {answer.time_to_first_token * 1e3:.0f} ms, "
+        f"{answer.tokens_per_second:.1f} tokens/s{shown}]",
         err=True,
     )
+
+
+def _report(answer: Answer) -> dict[str, Any]:
+    """finish: of an answer in this process; request_id: of a server's."""
+    own = {
+        name: getattr(answer, name) for name in ("finish", "request_id") if hasattr(answer, name)
+    }
+    return {
+        "text": answer.text,
+        **own,
+        "output_tokens": answer.output_tokens,
+        "input_tokens": answer.input_tokens,
+        "visual_tokens_before_ttm": answer.visual_tokens_before,
+        "visual_tokens": answer.visual_tokens,
+        "time_to_first_token": answer.time_to_first_token,
+        "tokens_per_second": answer.tokens_per_second,
+    }
 
 
 def _bundle_and_question(words: list[str], server: str | None) -> tuple[Path | None, str]:
@@ -129,7 +149,7 @@ def _ask_here(
     sampling: dict[str, Any],
     options: dict[str, Any],
     videos: VideoLimits,
-) -> dict[str, Any]:
+) -> Answer:
     from ..core.errors import DyCokeError
     from ..engines.targets import check_name
     from ..runtime.vision import NATIVE, RTX
@@ -149,17 +169,7 @@ def _ask_here(
     _refuse_idle(**sampling)
     pipeline = Pipeline.from_record(bundle, target, keep_steps=False, vision=vision or NATIVE)
     clip = None if video is None else pipeline.read(video, frames, videos)
-    answer = pipeline.ask(clip, question, sampling=wanted, **options)
-    return {
-        "text": answer.text,
-        "finish": answer.finish,
-        "output_tokens": len(answer.tokens),
-        "input_tokens": answer.prompt_tokens,
-        "visual_tokens_before_ttm": answer.visual_tokens_before,
-        "visual_tokens": answer.visual_tokens,
-        "time_to_first_token": answer.time_to_first_token,
-        "tokens_per_second": answer.tokens_per_second,
-    }
+    return pipeline.ask(clip, question, sampling=wanted, **options)
 
 
 def _ask_there(
@@ -169,23 +179,13 @@ def _ask_there(
     frames: int,
     sampling: dict[str, Any],
     options: dict[str, Any],
-) -> dict[str, Any]:
+) -> Answer:
     require("tritonclient", extra="client")
     from ..runtime.client import ask_server
 
     _refuse_idle(**sampling)
     try:
-        answer = ask_server(server, question, video=video, frames=frames, **sampling, **options)
+        return ask_server(server, question, video=video, frames=frames, **sampling, **options)
     except KeyboardInterrupt:
         typer.echo("\ncancelled", err=True)
         raise typer.Exit(130) from None
-    return {
-        "text": answer.text,
-        "output_tokens": answer.output_tokens,
-        "input_tokens": answer.input_tokens,
-        "visual_tokens_before_ttm": answer.visual_tokens_before,
-        "visual_tokens": answer.visual_tokens,
-        "time_to_first_token": answer.time_to_first_token,
-        "tokens_per_second": answer.tokens_per_second,
-        "request_id": answer.request_id,
-    }

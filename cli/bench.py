@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -206,6 +205,7 @@ def _servers(wanted: Sequence[str]) -> Iterator[list[Target]]:
     from ..bench.load.sweep import Target
     from ..bundle.files import open_bundle
     from ..core.errors import DyCokeError
+    from ..triton_repo.bundle_server import serving_bundle
 
     if len(set(wanted)) < len(wanted):
         raise DyCokeError(f"--against {wanted[1]} is what --server names; a comparison needs two")
@@ -216,25 +216,14 @@ def _servers(wanted: Sequence[str]) -> Iterator[list[Target]]:
     with ExitStack() as stack:
         targets = []
         for target, runs in zip(wanted, running, strict=True):
-            address = target if runs else stack.enter_context(_started(Path(target)))
-            targets.append(Target(target if runs else Path(target).resolve().name, address))
+            if runs:
+                targets.append(Target(target, target))
+            else:
+                server = stack.enter_context(serving_bundle(Path(target)))
+                targets.append(Target(Path(target).resolve().name, server.grpc))
         if len({target.name for target in targets}) < len(targets):
             targets = [Target(t, target.address) for t, target in zip(wanted, targets, strict=True)]
         yield targets
-
-
-@contextmanager
-def _started(bundle: Path) -> Iterator[str]:
-    from ..triton_repo.launcher import serving
-    from ..triton_repo.repository import write_repository
-    from ..triton_repo.tritonserver import find_tritonserver
-
-    tritonserver = find_tritonserver()
-    with TemporaryDirectory(prefix="dycoke-models-") as folder:
-        repository = Path(folder) / "models"
-        write_repository(bundle, repository, triton_version=tritonserver.version)
-        with serving(repository, tritonserver=tritonserver) as server:
-            yield server.grpc
 
 
 @contextmanager

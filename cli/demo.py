@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -38,8 +37,7 @@ def demo(
     from ..engines.cpu import build_cpu
     from ..export.bundle import export_bundle
     from ..runtime.client import ask_server
-    from ..triton_repo.launcher import serving
-    from ..triton_repo.repository import write_repository
+    from ..triton_repo.bundle_server import serving_bundle
     from ..triton_repo.tritonserver import find_tritonserver
     from ..verify.run import verify_bundle
 
@@ -67,27 +65,25 @@ def demo(
     clips = json.loads((CLIPS_DIR / "clips.json").read_text())
     table = Table("question", "answer", "truth")
     wrong, slowest = 0, 0.0
-    with TemporaryDirectory(prefix="dycoke-models-") as folder:
-        write_repository(output, Path(folder) / "models", triton_version=tritonserver.version)
+    begun = time.perf_counter()
+    with serving_bundle(output, tritonserver=tritonserver) as server:
+        _line("serve", begun, f"tritonserver {tritonserver.version} at {server.grpc}")
+        with _stage("ask") as note:
+            for clip in clips:
+                video = CLIPS_DIR / clip["file"]
+                answer = ask_server(server.grpc, clip["question"], video=video, frames=frames)
+                right = answer.text == clip["answer"]
+                wrong += not right
+                slowest = max(slowest, answer.time_to_first_token)
+                colour = "green" if right else "bold red"
+                table.add_row(clip["question"], f"[{colour}]{answer.text}[/]", clip["answer"])
+            note(
+                f"{len(clips)} clips over gRPC, {len(clips) - wrong} answers right, first "
+                f"token after at most {slowest * 1e3:.0f} ms, visual tokens "
+                f"{answer.visual_tokens_before} -> {answer.visual_tokens}"
+            )
         begun = time.perf_counter()
-        with serving(Path(folder) / "models", tritonserver=tritonserver) as server:
-            _line("serve", begun, f"tritonserver {tritonserver.version} at {server.grpc}")
-            with _stage("ask") as note:
-                for clip in clips:
-                    video = CLIPS_DIR / clip["file"]
-                    answer = ask_server(server.grpc, clip["question"], video=video, frames=frames)
-                    right = answer.text == clip["answer"]
-                    wrong += not right
-                    slowest = max(slowest, answer.time_to_first_token)
-                    colour = "green" if right else "bold red"
-                    table.add_row(clip["question"], f"[{colour}]{answer.text}[/]", clip["answer"])
-                note(
-                    f"{len(clips)} clips over gRPC, {len(clips) - wrong} answers right, first "
-                    f"token after at most {slowest * 1e3:.0f} ms, visual tokens "
-                    f"{answer.visual_tokens_before} -> {answer.visual_tokens}"
-                )
-            begun = time.perf_counter()
-        _line("stop", begun, "the server ended, nothing is left running")
+    _line("stop", begun, "the server ended, nothing is left running")
     Console().print(table)
     if wrong:
         raise typer.Exit(1)

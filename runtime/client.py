@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.errors import DyCokeError
 from . import protocol
-from .answer import decode_speed
+from .answer import Answer
 from .stages import SEND
 
 MAX_FILE_BYTES = 32 << 20  # a larger video is sampled here, and its frames are sent
@@ -27,25 +27,11 @@ _RANGES = {"INT32": range(-(2**31), 2**31), "UINT64": range(2**64)}
 _SPECS = {spec.name: spec for spec in protocol.CLIENT_INPUTS}
 
 
-@dataclass(frozen=True)
-class ServerAnswer:
-    """An answer with its measurements: seconds since the request was sent, counts of tokens.
+@dataclass(frozen=True, kw_only=True)
+class ServerAnswer(Answer):
+    """What a server answered."""
 
-    visual_tokens_before, visual_tokens: around TTM; None where the model does not say.
-    """
-
-    text: str
-    input_tokens: int
-    output_tokens: int
-    time_to_first_token: float
-    total_time: float
-    visual_tokens_before: int | None
-    visual_tokens: int | None
     request_id: str
-
-    @property
-    def tokens_per_second(self) -> float:
-        return decode_speed(self.output_tokens, self.time_to_first_token, self.total_time)
 
 
 def ask_server(
@@ -143,13 +129,14 @@ def _stream(
     finally:
         client.stop_stream(cancel_requests=not finished)
     return ServerAnswer(
-        "".join(pieces),
-        input_tokens,
-        output_tokens,
-        total if first is None else first,
-        total,
-        *visual,
-        request_id,
+        text="".join(pieces),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        visual_tokens_before=visual[0],
+        visual_tokens=visual[1],
+        time_to_first_token=total if first is None else first,
+        total_time=total,
+        request_id=request_id,
     )
 
 

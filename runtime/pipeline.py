@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..bundle.files import open_bundle
 from ..core.config import DyCokeConfig
 from ..core.errors import DyCokeError
-from .answer import decode_speed
+from .answer import Answer
 from .detokenize import TextStream
 from .native.load import limits_of, load_engine, native_record
 from .prompt import PromptBuilder
@@ -28,23 +28,13 @@ from .video.read import read_video
 from .vision import NATIVE, Vision, load_vision
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A finished answer with its measurements (seconds)."""
+@dataclass(frozen=True, kw_only=True)
+class LocalAnswer(Answer):
+    """What a pipeline answered, whose tokens are at hand."""
 
-    text: str
     tokens: list[int]
     finish: str
-    prompt_tokens: int
-    visual_tokens_before: int
-    visual_tokens: int
-    time_to_first_token: float
-    total_time: float
-    steps: list[StepTrace] = field(default_factory=list)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return decode_speed(len(self.tokens), self.time_to_first_token, self.total_time)
+    steps: list[StepTrace]
 
 
 class Pipeline:
@@ -130,7 +120,7 @@ class Pipeline:
         sampling: Sampling | None = None,
         stop: list[str] | None = None,
         on_text: Callable[[str], None] | None = None,
-    ) -> Answer:
+    ) -> LocalAnswer:
         """Runs one request to its end. frames: uint8 [F, H, W, 3], or None for text alone."""
         begun = time.perf_counter()
         visual = 0 if frames is None else self.manifest.visual_tokens(len(frames))
@@ -177,11 +167,12 @@ class Pipeline:
             self.engine.cancel(request_id)
             self.engine.step()
         before = 0 if frames is None else len(frames) * self.manifest.vision.tokens_per_frame
-        return Answer(
+        return LocalAnswer(
             text="".join(pieces),
             tokens=tokens,
             finish=finish,
-            prompt_tokens=len(prompt),
+            input_tokens=len(prompt),
+            output_tokens=len(tokens),
             visual_tokens_before=before,
             visual_tokens=visual,
             time_to_first_token=first[0],

@@ -70,6 +70,7 @@ class RunningServer:
     ports: Ports
     log: Path
     pid: int
+    repository: Path
     key: str = field(repr=False)
     _ended: threading.Event = field(default_factory=threading.Event, repr=False)
     failure: str | None = None
@@ -181,7 +182,7 @@ def serving(
         stack.enter_context(guarded(regions.prefix, temporary))
         process = spawn(command, variables, log, [regions.lock])
         wake_out, wake_in = os.pipe()
-        server = RunningServer(ports, log, process.pid, key)
+        server = RunningServer(ports, log, process.pid, repository, key)
         watcher = None
         patience = exit_timeout + _PATIENCE
         try:

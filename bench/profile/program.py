@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from ...core.errors import DyCokeError
+from ...runtime.answer import Answer
 from ...runtime.stages import REQUEST, Stage, report_to
 from .nsys import STEADY
 
@@ -42,8 +42,7 @@ class Plan:
     requests: int = 5
 
 
-# Answers the question once: tokens delivered, finish where it is known, times in seconds.
-Ask = Callable[[], dict[str, Any]]
+Ask = Callable[[], Answer]  # the question once
 
 
 def run(plan: Plan) -> None:
@@ -57,7 +56,7 @@ def run(plan: Plan) -> None:
             for _ in range(plan.requests):
                 with REQUEST:
                     answer = ask()
-                answers.append(answer)
+                answers.append(_row(answer))
     Path(plan.answers).write_text(json.dumps(answers))
 
 
@@ -69,18 +68,9 @@ def _offline(plan: Plan) -> Iterator[Ask]:
     # Traces of steps are off: reading them back would be part of what is measured.
     pipeline = Pipeline.from_record(bundle, plan.device, keep_steps=False)
 
-    def ask() -> dict[str, Any]:
+    def ask() -> Answer:
         frames = pipeline.read(Path(plan.video), plan.frames)
-        answer = pipeline.ask(frames, plan.question, max_tokens=plan.max_tokens)
-        return {
-            "text": answer.text,
-            "tokens": len(answer.tokens),
-            "finish": answer.finish,
-            "prompt_tokens": answer.prompt_tokens,
-            "visual_tokens": answer.visual_tokens,
-            "time_to_first_token": answer.time_to_first_token,
-            "total_time": answer.total_time,
-        }
+        return pipeline.ask(frames, plan.question, max_tokens=plan.max_tokens)
 
     yield ask
 
@@ -88,37 +78,30 @@ def _offline(plan: Plan) -> Iterator[Ask]:
 @contextmanager
 def _server(plan: Plan) -> Iterator[Ask]:
     from ...runtime.client import ask_server
-    from ...triton_repo.launcher import serving
-    from ...triton_repo.repository import write_repository
-    from ...triton_repo.tritonserver import find_tritonserver
+    from ...triton_repo.bundle_server import serving_bundle
 
-    tritonserver = find_tritonserver()
-    with TemporaryDirectory(prefix="dycoke-models-") as folder:
-        repository = Path(folder) / "models"
-        write_repository(Path(plan.bundle), repository, triton_version=tritonserver.version)
-        log = Path(plan.answers).with_name("tritonserver.log")
-        with serving(repository, tritonserver=tritonserver, log_file=log) as server:
+    log = Path(plan.answers).with_name("tritonserver.log")
+    with serving_bundle(Path(plan.bundle), log_file=log) as server:
+        yield lambda: ask_server(
+            server.grpc,
+            plan.question,
+            video=Path(plan.video),
+            frames=plan.frames,
+            max_tokens=plan.max_tokens,
+        )
+    log.unlink()  # of use only where something failed
 
-            def ask() -> dict[str, Any]:
-                answer = ask_server(
-                    server.grpc,
-                    plan.question,
-                    video=Path(plan.video),
-                    frames=plan.frames,
-                    max_tokens=plan.max_tokens,
-                )
-                return {
-                    "text": answer.text,
-                    "tokens": answer.output_tokens,
-                    "finish": None,  # Triton's protocol has no field for it
-                    "prompt_tokens": answer.input_tokens,
-                    "visual_tokens": answer.visual_tokens,
-                    "time_to_first_token": answer.time_to_first_token,
-                    "total_time": answer.total_time,
-                }
 
-            yield ask
-        log.unlink()  # of use only where something failed
+def _row(answer: Answer) -> dict[str, Any]:
+    return {
+        "text": answer.text,
+        "tokens": answer.output_tokens,
+        "finish": getattr(answer, "finish", None),  # Triton's protocol has no field for it
+        "prompt_tokens": answer.input_tokens,
+        "visual_tokens": answer.visual_tokens,
+        "time_to_first_token": answer.time_to_first_token,
+        "total_time": answer.total_time,
+    }
 
 
 class TorchSink:

@@ -76,7 +76,7 @@ def test_export_and_ask_take_it_as_it_is(tmp_path: Path) -> None:
     build_cpu(bundle, kv_tokens=1_024, tokens_per_block=16, max_batch=1)
     pipeline = Pipeline.from_record(bundle)
     answer = pipeline.ask(pipeline.read(CLIPS_DIR / "describe.mp4", 4), "Why?", max_tokens=2)
-    assert answer.prompt_tokens == len(pipeline.prompts.build("Why?", answer.visual_tokens or 0))
+    assert answer.input_tokens == len(pipeline.prompts.build("Why?", answer.visual_tokens or 0))
     assert answer.visual_tokens == manifest.visual_tokens(4)
 
 

@@ -34,7 +34,7 @@ def test_the_published_form_through_export_server_and_ask(tmp_path: Path) -> Non
     build_cpu(bundle, kv_tokens=1_024, tokens_per_block=8, max_batch=1)
     pipeline = Pipeline.from_record(bundle)
     answer = pipeline.ask(pipeline.read(clip, 8), QUESTION, max_tokens=2)
-    assert answer.prompt_tokens == len(wanted)
+    assert answer.input_tokens == len(wanted)
     repository = write_repository(bundle, tmp_path / "repository", threads=1)
     with serving(repository, environment=SERVER_ENVIRONMENT) as server:
         given = {"text_input": QUESTION, "video_file_input": clip.read_bytes(), "num_frames": 8}

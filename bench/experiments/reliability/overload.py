@@ -29,7 +29,7 @@ _BACKOFF, _LONGEST_BACKOFF = 1.0, 8.0
 
 
 def run(stage: Stage, quick: bool) -> Outcome:
-    with stage.server(limits=RequestLimits(max_queue=LINE)) as server:
+    with stage.server(requests=RequestLimits(max_queue=LINE)) as server:
         seconds = 8 if quick else 30
         asyncio.run(_load(server, SATURATING, 2))  # warm
         peak = asyncio.run(_load(server, SATURATING, seconds))

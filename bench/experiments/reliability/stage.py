@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ....core.errors import DyCokeError
-from ....triton_repo.launcher import serving
+from ....triton_repo.bundle_server import serving_bundle
 from ....triton_repo.processes import stubs_of
-from ....triton_repo.repository import write_repository
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 _PATIENCE = 60.0
@@ -125,32 +123,22 @@ class Stage:
     def server(
         self,
         *,
-        change: Callable[[Path], None] = lambda _: None,
-        extra: Sequence[str] = (),
         environment: dict[str, str] | None = None,
-        limits: Any = None,
         **options: Any,
     ) -> Iterator[Running]:
-        """A server of its own. change: is given the model repository before the start; limits: of
-        `write_repository`; options: of the launcher."""
+        """A server of its own. options: of `serving_bundle`."""
         assert self.bundle is not None
-        bounds = {} if limits is None else {"requests": limits}
-        with TemporaryDirectory(prefix="dycoke-reliability-") as folder:
-            repository = write_repository(
-                self.bundle, Path(folder) / "models", threads=1, **bounds
-            ).resolve()
-            change(repository)
-            variables = {**ENVIRONMENT, **(environment or {})}
-            with serving(repository, environment=variables, extra=extra, **options) as running:
-                yield Running(
-                    running.grpc,
-                    running.metrics,
-                    running.http,
-                    running.log,
-                    repository,
-                    processes(running.pid, repository),
-                    running.wait,
-                )
+        variables = {**ENVIRONMENT, **(environment or {})}
+        with serving_bundle(self.bundle, threads=1, environment=variables, **options) as running:
+            yield Running(
+                running.grpc,
+                running.metrics,
+                running.http,
+                running.log,
+                running.repository,
+                processes(running.pid, running.repository),
+                running.wait,
+            )
 
 
 def processes(server: int, repository: Path) -> dict[str, int]:

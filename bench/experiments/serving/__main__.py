@@ -35,8 +35,7 @@ from ....demo import MODEL_DIR
 from ....engines.cpu import build_cpu
 from ....export.bundle import export_bundle
 from ....runtime.protocol import BLS, ENSEMBLE
-from ....triton_repo.launcher import serving
-from ....triton_repo.repository import write_repository
+from ....triton_repo.bundle_server import serving_bundle
 from ...machine import machine
 from ...make_checkpoint import make_servable
 from .sides import Outcome, Rounds, Side, cpu_seconds, side
@@ -167,10 +166,9 @@ def run_setting(setting: Setting, repeats: int) -> Iterator[dict[str, Any]]:
     """The setting's report, after each repeat."""
     environment = {"OMP_NUM_THREADS": str(setting.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with bundle_of(setting) as bundle:
-        repository = write_repository(bundle, bundle.parent / "models", threads=setting.threads)
         threads = f"--vision-threads={setting.threads}"
         with (
-            serving(repository, environment=environment) as server,
+            serving_bundle(bundle, threads=setting.threads, environment=environment) as server,
             side("server_side", server.grpc, environment=environment) as client,
             side("local_side", str(bundle), threads, environment=environment) as local,
         ):
