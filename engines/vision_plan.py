@@ -20,7 +20,7 @@ from ..core.errors import DyCokeError
 
 TIMING_CACHE = "timing.cache"  # beside the targets' directories: builds of one GPU share it
 _SHORT, _MEDIUM = 8, 32  # frames: where the ranges of the profiles end
-DEFAULT_WORKSPACE = 4 * 2**30  # bytes a tactic may take for scratch
+_WORKSPACE = 4 * 2**30  # bytes a tactic may take for scratch
 
 Shape = tuple[int, ...]
 
@@ -58,14 +58,12 @@ def profile_ranges(image_size: int, max_frames: int, max_batch: int = 1) -> list
     ]
 
 
-def config_options(
-    profiles: list[Any], cache: Path, workspace: int = DEFAULT_WORKSPACE, *, memory_pool: Any
-) -> dict[str, Any]:
+def config_options(profiles: list[Any], cache: Path, *, memory_pool: Any) -> dict[str, Any]:
     """Arguments of Polygraphy's CreateConfig. No precision flag: the network is strongly typed,
     where TensorRT refuses them. memory_pool: trt.MemoryPoolType.WORKSPACE."""
     options: dict[str, Any] = {
         "profiles": profiles,
-        "memory_pool_limits": {memory_pool: workspace},
+        "memory_pool_limits": {memory_pool: _WORKSPACE},
     }
     if cache.is_file():
         options["load_timing_cache"] = str(cache)

@@ -21,7 +21,12 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
-from dycoke_trt.engines.rtx import CompiledEngine, check_io, compile_graph, known_capabilities
+from dycoke_trt.engines.rtx_compiler import (
+    CompiledEngine,
+    check_io,
+    compile_graph,
+    known_capabilities,
+)
 from dycoke_trt.engines.vision_plan import profile_ranges
 from dycoke_trt.export.bundle import export_bundle
 from dycoke_trt.runtime import protocol as p

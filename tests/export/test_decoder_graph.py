@@ -24,7 +24,7 @@ from dycoke_trt.core.reselection import (
     select_blocks,
     visual_scores,
 )
-from dycoke_trt.engines.rtx import compile_graph
+from dycoke_trt.engines.rtx_compiler import compile_graph
 from dycoke_trt.runtime.tensorrt_library import TENSORRT_RTX
 from dycoke_trt.tests.export.decoder_graph import LAYERS, DecoderGraph, Shape
 from onnx import TensorProto

@@ -17,7 +17,7 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.engines.engine_layers import Tensor
-from dycoke_trt.engines.rtx import compile_graph, parsed
+from dycoke_trt.engines.rtx_compiler import compile_graph, parsed
 from dycoke_trt.engines.vision_plan import profile_ranges
 from dycoke_trt.export.checkpoint import Checkpoint
 from dycoke_trt.export.vision import export_vision
