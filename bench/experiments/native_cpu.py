@@ -18,14 +18,13 @@ import argparse
 import json
 import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
-from ...arch.qwen2 import LayerWeights, Weights
+from ...arch.qwen2 import Weights
 from ...arch.spec import DecoderSpec
 from ...core.config import DyCokeConfig
 from ...cost.dims import preset
@@ -34,70 +33,9 @@ from ...runtime.native.cpu import cpu_runner
 from ...runtime.request import Event, Request
 from ...runtime.scheduler import EngineLimits, Scheduler
 from ..machine import machine
+from .qwen2 import random_llm, token_times, transformers_of
 
 TEXT, NEW, BLOCK = 64, 64, 16
-
-
-def build(layers: int) -> tuple[Any, DecoderSpec, Weights]:
-    """A transformers model with random weights, and the native weights that share its memory."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    dims = preset("llava-ov-0.5b").llm
-    torch.manual_seed(0)
-    rotary: dict[str, Any] = {"rope_theta": 1e6}  # transformers 5 moves it where it belongs
-    config = Qwen2Config(
-        **rotary,
-        vocab_size=dims.vocab, hidden_size=dims.hidden, intermediate_size=dims.intermediate,
-        num_hidden_layers=layers, num_attention_heads=dims.heads,
-        num_key_value_heads=dims.kv_heads, max_position_embeddings=32_768,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    model = Qwen2ForCausalLM(config).requires_grad_(False)
-    model.train(False)
-    native = []
-    for layer in model.model.layers:
-        a, m = layer.self_attn, layer.mlp
-        native.append(
-            LayerWeights(
-                input_norm=layer.input_layernorm.weight,
-                qkv=torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight]),
-                qkv_bias=torch.cat([a.q_proj.bias, a.k_proj.bias, a.v_proj.bias]),
-                dense=a.o_proj.weight,
-                post_norm=layer.post_attention_layernorm.weight,
-                gate_up=torch.cat([m.gate_proj.weight, m.up_proj.weight]),
-                down=m.down_proj.weight,
-            )
-        )
-    embedding = model.model.embed_tokens.weight
-    llm = DecoderSpec(
-        **asdict(replace(dims, layers=layers)),
-        rope_theta=1e6,
-        rms_norm_eps=1e-6,
-        max_positions=32_768,
-    )
-    return model, llm, Weights(embedding, tuple(native), model.model.norm.weight, embedding)
-
-
-@torch.no_grad()
-def run_transformers(model: Any, embeds: torch.Tensor, batch: int) -> tuple[float, float]:
-    """(prefill seconds, decode tokens per second) of `generate`."""
-    from transformers import StoppingCriteria, StoppingCriteriaList
-
-    times: list[float] = []
-
-    class Clock(StoppingCriteria):
-        def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-            times.append(time.perf_counter())
-            return torch.zeros(len(input_ids), dtype=torch.bool)
-
-    begun = time.perf_counter()
-    model.generate(
-        inputs_embeds=embeds[None].expand(batch, -1, -1),
-        attention_mask=torch.ones(batch, len(embeds), dtype=torch.long),
-        max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False,
-        stopping_criteria=StoppingCriteriaList([Clock()]),
-    )  # fmt: skip
-    return times[0] - begun, batch * (NEW - 1) / (times[-1] - times[0])
 
 
 def run_native(
@@ -141,8 +79,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     where = machine("torch", "transformers")
-    model, llm, weights = build(options.layers)
     dims = preset("llava-ov-0.5b")
+    torch.manual_seed(0)
+    llm, weights = random_llm(replace(dims.llm, layers=options.layers), torch.float32)
+    model = transformers_of(llm, weights)
     full = dims.visual_tokens(options.frames, DyCokeConfig.off()) + TEXT
     short = dims.visual_tokens(options.frames, DyCokeConfig.paper()) + TEXT
     embeds = torch.randn(full, llm.hidden) * float(weights.embedding.std())
@@ -151,9 +91,10 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {}
     for repeat in range(options.repeats):
         for batch in (1, 4):
-            prefill, rate = run_transformers(model, embeds, batch)
+            times = token_times(model, embeds.expand(batch, -1, -1), NEW)
+            rate = batch * (NEW - 1) / (times[-1] - times[0])
             rows.setdefault(f"transformers b{batch}", []).append(
-                {"prefill": prefill, "decode": rate}
+                {"prefill": times[0], "decode": rate}
             )
             for name, config, prompt in (
                 ("full", DyCokeConfig.off(), full), ("dycoke", pruned, short)

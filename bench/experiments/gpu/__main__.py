@@ -27,10 +27,11 @@ from ....core.config import DyCokeConfig
 from ....cost.dims import LlmDims, ModelDims, VisionDims, preset
 from ....cost.floors import Workload, floors
 from ....cost.gpus import Gpu
+from ..qwen2 import random_llm, transformers_of
 from . import serving
 from .aims import target_lines, targets
 from .kernels import time_kernels
-from .rates import CUDA, clocks, describe_gpu, measure_rates
+from .rates import CUDA, DEVICE, clocks, describe_gpu, measure_rates
 
 TINY = ModelDims(
     "tiny", LlmDims(2, 32, 64, 4, 2, 8, 64, True), VisionDims(1, 72, 96, 2, 4)
@@ -83,11 +84,11 @@ class ModelBench:
 
     @cached_property
     def llm(self) -> tuple[Any, Any]:
-        return serving.random_llm(self.model.llm, torch.bfloat16 if CUDA else torch.float32)
+        return random_llm(self.model.llm, torch.bfloat16 if CUDA else torch.float32, DEVICE)
 
     @cached_property
     def theirs(self) -> Any:
-        return serving.build_transformers(self.model.llm, *self.llm)
+        return transformers_of(*self.llm)
 
     def cells(self) -> Iterator[Cell]:
         batches = self.sizes.batches

@@ -9,45 +9,23 @@ from typing import Any
 
 import torch
 
-from ....arch.qwen2 import LayerWeights, Weights
+from ....arch.qwen2 import Weights
 from ....arch.siglip import VisionModel, fused_attention
 from ....arch.spec import DecoderSpec, PixelScale, TowerSpec, VisionSpec
 from ....compress.base import compressor_of
 from ....core.config import DyCokeConfig
 from ....core.decisions import Decision
-from ....cost.dims import LlmDims, ModelDims
+from ....cost.dims import ModelDims
 from ....runtime.blocks import blocks_for
 from ....runtime.native.cuda import cuda_runner
 from ....runtime.native.graphs import GraphDecoder
 from ....runtime.request import Event, Request
 from ....runtime.scheduler import EngineLimits, Scheduler
 from ....runtime.vision_torch import TorchVision
+from ..qwen2 import token_times
 from .rates import CUDA, DEVICE, seconds, synchronise
 
 TEXT, BEFORE = 64, 14  # tokens of text in a prompt; those before the video
-
-
-def random_llm(dims: LlmDims, dtype: torch.dtype) -> tuple[DecoderSpec, Weights]:
-    def draw(*shape: int, scale: float = 0.02) -> torch.Tensor:
-        return torch.randn(*shape, device=DEVICE, dtype=dtype) * scale
-
-    def ones(count: int) -> torch.Tensor:
-        return torch.ones(count, device=DEVICE, dtype=dtype)
-
-    rows = (dims.heads + 2 * dims.kv_heads) * dims.head_dim
-    layers = tuple(
-        LayerWeights(
-            input_norm=ones(dims.hidden), qkv=draw(rows, dims.hidden), qkv_bias=draw(rows),
-            dense=draw(dims.hidden, dims.heads * dims.head_dim), post_norm=ones(dims.hidden),
-            gate_up=draw(2 * dims.intermediate, dims.hidden),
-            down=draw(dims.hidden, dims.intermediate),
-        )
-        for _ in range(dims.layers)
-    )  # fmt: skip
-    embedding = draw(dims.vocab, dims.hidden)
-    head = embedding if dims.tied_embeddings else draw(dims.vocab, dims.hidden)
-    spec = DecoderSpec(**asdict(dims), rope_theta=1e6, rms_norm_eps=1e-6, max_positions=32_768)
-    return spec, Weights(embedding, layers, ones(dims.hidden), head)
 
 
 def random_vision(model: ModelDims, dtype: torch.dtype) -> TorchVision:
@@ -166,74 +144,18 @@ def eager_seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def build_transformers(dims: LlmDims, llm: DecoderSpec, weights: Weights) -> Any:
-    """transformers' Qwen2 on the same memory: its parameters are views of the native weights."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    rotary: dict[str, Any] = {"rope_theta": llm.rope_theta}  # transformers 5 moves it
-    config = Qwen2Config(
-        **rotary, vocab_size=dims.vocab, hidden_size=dims.hidden,
-        intermediate_size=dims.intermediate, num_hidden_layers=dims.layers,
-        num_attention_heads=dims.heads, num_key_value_heads=dims.kv_heads,
-        max_position_embeddings=llm.max_positions, tie_word_embeddings=dims.tied_embeddings,
-    )  # fmt: skip
-    config._attn_implementation = "sdpa"
-    # On no device to begin with: real parameters would double the memory before they go.
-    with torch.device("meta"):
-        model = Qwen2ForCausalLM(config)
-    tensors = {
-        "model.embed_tokens.weight": weights.embedding, "lm_head.weight": weights.lm_head,
-        "model.norm.weight": weights.final_norm,
-    }  # fmt: skip
-    q, kv = dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim
-    for i, layer in enumerate(weights.layers):
-        name = f"model.layers.{i}."
-        for part, x in (("weight", layer.qkv), ("bias", layer.qkv_bias)):
-            for which, rows in zip("qkv", torch.split(x, [q, kv, kv]), strict=True):
-                tensors[f"{name}self_attn.{which}_proj.{part}"] = rows
-        gate, up = layer.gate_up.chunk(2)
-        tensors |= {
-            f"{name}self_attn.o_proj.weight": layer.dense, f"{name}mlp.gate_proj.weight": gate,
-            f"{name}mlp.up_proj.weight": up, f"{name}mlp.down_proj.weight": layer.down,
-            f"{name}input_layernorm.weight": layer.input_norm,
-            f"{name}post_attention_layernorm.weight": layer.post_norm,
-        }  # fmt: skip
-    model.load_state_dict(tensors, strict=False, assign=True)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(DEVICE)
-    model.train(False)
-    return model
-
-
-@torch.no_grad()
 def serve_transformers(model: Any, visual: int, batch: int, new: int) -> dict[str, Any]:
     """`generate` (sdpa, dynamic cache) on equal prompts of random embeddings."""
-    from transformers import StoppingCriteria, StoppingCriteriaList
-
-    times: list[float] = []
-
-    class Clock(StoppingCriteria):
-        def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-            synchronise()
-            times.append(time.perf_counter())
-            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
     length, weight = visual + TEXT, model.model.embed_tokens.weight
     embeds = torch.randn(batch, length, weight.shape[1], device=DEVICE, dtype=weight.dtype) * 0.02
-    mask = torch.ones(batch, length, dtype=torch.long, device=DEVICE)
     if CUDA:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    for count in (2, new):  # the first one warms up
-        times.clear()
-        synchronise()
-        begun = time.perf_counter()
-        model.generate(
-            inputs_embeds=embeds, attention_mask=mask, max_new_tokens=count, min_new_tokens=count,
-            do_sample=False, pad_token_id=0, stopping_criteria=StoppingCriteriaList([Clock()]),
-        )  # fmt: skip
+    token_times(model, embeds, 2, synchronise)  # warms up
+    times = token_times(model, embeds, new, synchronise)
     per_step = (times[-1] - times[0]) / (len(times) - 1)
     return {
-        "ttft_s": times[0] - begun, "ms_per_token": per_step * 1e3,
+        "ttft_s": times[0], "ms_per_token": per_step * 1e3,
         "tokens_per_s": batch / per_step,
         "peak_bytes": torch.cuda.max_memory_allocated() if CUDA else 0,
     }  # fmt: skip
