@@ -93,6 +93,15 @@ async def connected(address: str) -> AsyncIterator[Any]:
         yield channel
 
 
+def open_stream(channel: Any) -> Any:
+    """A call of ModelStreamInfer, to write requests to and to read responses from."""
+    return channel.stream_stream(
+        METHOD,
+        request_serializer=lambda made: made.SerializeToString(),
+        response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+    )()
+
+
 async def ask(
     channel: Any,
     request: Any,
@@ -106,11 +115,7 @@ async def ask(
     the last; where it says so the stream is cancelled, as it is after `cancel_after` seconds. Never
     raises for what a server does."""
     answer, begun = Answer(), time.perf_counter()
-    call = channel.stream_stream(
-        METHOD,
-        request_serializer=lambda made: made.SerializeToString(),
-        response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-    )()
+    call = open_stream(channel)
     try:
         async with asyncio.timeout(patience if cancel_after is None else cancel_after):
             await call.write(request)

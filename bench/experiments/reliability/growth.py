@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 from pathlib import Path
 from typing import Any
 
 from ....runtime.protocol import POSTPROCESSING
 from .mixed import mixed_load
 from .outcome import Outcome
-from .stage import SERVER, Running, Stage
+from .stage import SERVER, Running, Stage, slopes
 
 CRITERION = (
     "at most 1 MB per 1,000 mixed requests in each model's process after warm-up; a planted leak "
@@ -40,13 +39,13 @@ def plant(repository: Path) -> None:
 def run(stage: Stage, quick: bool) -> Outcome:
     warm, parts, size = (100, 4, 100) if quick else (3000, 10, 700)
     with stage.server() as server:
-        slopes, seen = asyncio.run(_slopes(server, warm, parts, size))
+        growth, seen = asyncio.run(_slopes(server, warm, parts, size))
     with stage.server(change=plant) as server:
         control, _ = asyncio.run(_slopes(server, 50, 4, 50 if quick else 150))
-    worst = max((name for name in slopes if name != SERVER), key=lambda name: slopes[name])
+    worst = max((name for name in growth if name != SERVER), key=lambda name: growth[name])
     figures: dict[str, Any] = {
         "requests": warm + parts * size,
-        "MB per 1,000": slopes,
+        "MB per 1,000": growth,
         "worst": worst,
         "MB": seen,
         "planted, MB per 1,000": control[POSTPROCESSING],
@@ -55,7 +54,7 @@ def run(stage: Stage, quick: bool) -> Outcome:
     note = "" if caught else "the planted leak was not found"
     if quick:  # all of it is warm-up: only that the measurement finds a leak is judged
         return Outcome(caught, figures, note or "too few requests to judge growth")
-    return Outcome(slopes[worst] <= MOST_MB and caught, figures, note)
+    return Outcome(growth[worst] <= MOST_MB and caught, figures, note)
 
 
 async def _slopes(
@@ -67,9 +66,5 @@ async def _slopes(
     for part in range(parts):
         await mixed_load(server.grpc, requests=size, width=4, seed=part + 1)
         seen.append(server.rss())
-    at = [number * size / 1000 for number in range(len(seen))]
-    slopes = {
-        name: round(statistics.linear_regression(at, [look[name] for look in seen]).slope, 3)
-        for name in seen[0]
-    }
-    return slopes, [{name: round(mb, 1) for name, mb in look.items()} for look in seen]
+    growth = slopes([number * size for number in range(len(seen))], seen)
+    return growth, [{name: round(mb, 1) for name, mb in look.items()} for look in seen]

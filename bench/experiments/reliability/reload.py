@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +42,7 @@ async def _swap(server: Running, model: str, times: int) -> dict[str, Any]:
     failed: list[str] = []
     count = 0
 
-    async def load() -> None:
+    async def ask_on() -> None:
         nonlocal count
         while not done:
             for answer in await gather(server.grpc, list(map(renewed, canary.requests())), 3):
@@ -53,12 +50,12 @@ async def _swap(server: Running, model: str, times: int) -> dict[str, Any]:
                 if answer.error:
                     failed.append(answer.error)
 
-    tasks = [asyncio.create_task(load()) for _ in range(2)]
+    tasks = [asyncio.create_task(ask_on()) for _ in range(2)]
     begun = time.monotonic()
     statuses = []
     for _ in range(times):
         await asyncio.to_thread(touch, server, model)
-        statuses.append(await asyncio.to_thread(post, server, f"{model}/load"))
+        statuses.append(await asyncio.to_thread(load, server, model))
         await asyncio.sleep(1)
     seconds = (time.monotonic() - begun) / times
     done = True
@@ -83,7 +80,7 @@ def _bad(server: Running) -> int:
     file = _file(server, VISION)
     good = file.read_text()
     file.write_text("raise RuntimeError('a bad build')\n")
-    status = post(server, f"{VISION}/load")
+    status = load(server, VISION)
     file.write_text(good)
     return status
 
@@ -93,14 +90,6 @@ def _file(server: Running, model: str) -> Path:
     return server.repository / model / "1" / "model.py"
 
 
-def post(server: Running, action: str) -> int:
-    """HTTP status of /v2/repository/models/`action`."""
-    request = urllib.request.Request(
-        f"http://{server.http}/v2/repository/models/{action}", json.dumps({}).encode()
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=300) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
+def load(server: Running, model: str) -> int:
+    """HTTP status."""
+    return server.post(f"v2/repository/models/{model}/load", {})

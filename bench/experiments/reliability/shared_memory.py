@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.shared_memory import SharedMemory
@@ -77,7 +74,7 @@ def _opened(server: Running) -> dict[str, Any]:
             _point(wrong, "video", offset, size)
             accepted += not one(server.grpc, wrong).error
         too_large = _register(server, "large", region.name, 2**40)
-        unregistered = _post(server, "v2/systemsharedmemory/region/video/unregister", {})
+        unregistered = server.post("v2/systemsharedmemory/region/video/unregister", {})
         gone = one(server.grpc, renewed(shared)).error
     own = sum(_register(server, f"own{name}", name, 64) == 200 for name in _own_regions(server))
     return {
@@ -126,17 +123,4 @@ def _point(request: Any, region: str, offset: int, size: int) -> None:
 
 def _register(server: Running, name: str, key: str, size: int) -> int:
     path = f"v2/systemsharedmemory/region/{name}/register"
-    return _post(server, path, {"key": f"/{key}", "offset": 0, "byte_size": size})
-
-
-def _post(server: Running, path: str, body: dict[str, Any]) -> int:
-    """HTTP status; 0 where nobody answers."""
-    request = urllib.request.Request(f"http://{server.http}/{path}", json.dumps(body).encode())
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
-    except OSError:
-        return 0
+    return server.post(path, {"key": f"/{key}", "offset": 0, "byte_size": size})

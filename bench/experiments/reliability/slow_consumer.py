@@ -6,9 +6,7 @@ import asyncio
 import statistics
 from typing import Any
 
-from tritonclient.grpc import service_pb2
-
-from .client import METHOD, ask, connected, tokens_wanted
+from .client import ask, connected, open_stream, tokens_wanted
 from .exhaustion import long_answer
 from .outcome import Outcome
 from .stage import SERVER, Running, Stage
@@ -60,11 +58,7 @@ async def _beside(channel: Any, reads: bool) -> None:
     if reads:
         await ask(channel, long_answer())
         return
-    call = channel.stream_stream(
-        METHOD,
-        request_serializer=lambda made: made.SerializeToString(),
-        response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-    )()
+    call = open_stream(channel)
     try:
         await call.write(long_answer())
         await asyncio.sleep(600)

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import resource
-import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +22,7 @@ from . import canary
 from .client import Answer
 from .malloc_hooks import COMPILER, hooked_environment
 from .mixed import mixed_load
-from .stage import Running, Stage
+from .stage import Running, Stage, slopes
 
 # Of the server's log; what a client's own wrong request brings about is no such line.
 BAD = re.compile(r"Traceback|Fatal Python|Segmentation|signal .?11|corrupt|double free|assert")
@@ -87,6 +86,7 @@ def run(bundle: Path, options: argparse.Namespace, environment: dict[str, str]) 
         except DyCokeError as error:
             died, counts, changed, stop = str(error), {}, -1, -1.0
         text = log.read_text(errors="replace")
+    half = looks[len(looks) // 2 :]  # growth is that of the second half
     bad = [line for line in text.splitlines() if BAD.search(line)]
     return {
         "requests": sum(counts.values()),
@@ -98,20 +98,8 @@ def run(bundle: Path, options: argparse.Namespace, environment: dict[str, str]) 
         "bad lines in the log": len(bad),
         "first bad lines": bad[:5],
         "examples": examples,
-        "MB per 1,000 requests": slopes(looks),
+        "MB per 1,000 requests": slopes(*zip(*half, strict=True)) if len(half) >= 3 else {},
         "MB at first and last": [looks[0][1], looks[-1][1]] if looks else [],
-    }
-
-
-def slopes(looks: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
-    """Growth of each process over the second half of the looks, by least squares."""
-    half = looks[len(looks) // 2 :]
-    if len(half) < 3:
-        return {}
-    at = [count / 1000 for count, _ in half]
-    return {
-        name: round(statistics.linear_regression(at, [look[name] for _, look in half]).slope, 3)
-        for name in half[0][1]
     }
 
 
