@@ -11,7 +11,7 @@ import typer
 from ..core.extras import require
 from ..runtime.video.limits import VideoLimits
 from .limits import limit_options
-from .options import AsJson
+from .options import AsJson, MaxTokens, Video, refuse_idle
 
 if TYPE_CHECKING:
     from ..runtime.answer import Answer
@@ -43,12 +43,12 @@ def ask(
         str | None,
         typer.Option("--vision", help="With --target cuda: native (default), or rtx."),
     ] = None,
-    video: Annotated[Path | None, typer.Option("--video", help="Video file.")] = None,
+    video: Video = None,
     frames: Annotated[
         int | None,
         typer.Option("--frames", help="Sampled from the video, a multiple of 4; default 16."),
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.")] = 256,
+    max_tokens: MaxTokens = 256,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", help="1 is greedy, 0 takes all tokens.")] = 1,
     top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
@@ -65,12 +65,10 @@ def ask(
     bundle, question = _bundle_and_question(words or [], server)
     if server is not None and videos != VideoLimits():
         raise DyCokeError("--max-video-... has no effect with --server; give it to dycoke serve")
-    if server is not None and target is not None:
-        raise DyCokeError(f"--target {target} has no effect with --server: it has its own")
-    if server is not None and vision is not None:
-        raise DyCokeError(f"--vision {vision} has no effect with --server: it has its own")
-    if video is None and frames is not None:
-        raise DyCokeError(f"--frames {frames} has no effect without --video")
+    if server is not None:
+        refuse_idle("with --server: it has its own", target=target, vision=vision)
+    if video is None:
+        refuse_idle("without --video", frames=frames)
     frames = DEFAULT_FRAMES if frames is None else frames
     options: dict[str, Any] = {
         "max_tokens": max_tokens,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.extras import require
+from .options import Frames, MaxTokens, Video, refuse_idle
 
 if TYPE_CHECKING:
     from ..bench.load.sweep import Cell, Target
@@ -35,7 +36,7 @@ def bench(
         str | None,
         typer.Option("--against", metavar="TARGET", help="A second server, taking turns."),
     ] = None,
-    video: Annotated[Path | None, typer.Option("--video", help="Video file.")] = None,
+    video: Video = None,
     suite: Annotated[
         str | None, typer.Option("--suite", help="shapes: held-out synthetic videos.")
     ] = None,
@@ -61,8 +62,8 @@ def bench(
         float | None, typer.Option("--ttft-limit", help="Goodput: first tokens within so many ms.")
     ] = None,
     warmup: Annotated[int, typer.Option("--warmup", help="Requests before measuring.")] = 2,
-    frames: Annotated[int, typer.Option("--frames", help="Frames sampled from a video.")] = 16,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.")] = 64,
+    frames: Frames = 16,
+    max_tokens: MaxTokens = 64,
     model: Annotated[str, typer.Option("--model", help="dycoke or dycoke_bls.")] = "dycoke",
     seed: Annotated[
         int | None, typer.Option("--seed", help="With --rate: of the arrivals; default 0.")
@@ -169,9 +170,9 @@ def _questions(
         )
     if suite not in (None, "shapes"):
         raise DyCokeError(f"--suite {suite!r} is not allowed; allowed: shapes")
-    if samples is not None and suite is None:
-        raise DyCokeError(f"--samples {samples} has no effect without --suite")
-    if suite is not None:
+    if suite is None:
+        refuse_idle("without --suite", samples=samples)
+    else:
         require("av", extra="demo")
         questions = shapes_questions(32 if samples is None else samples, frames, max_tokens)
         return questions, f"{len(questions)} held-out samples of the shapes suite"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson
+from .options import AsJson, refuse_idle
 
 if TYPE_CHECKING:
     from ..engines.plan_report import PlanReport
@@ -111,8 +111,8 @@ def build(
     chosen = find_target(names, vision, given)
     if (bundle is None) == (model is None):
         raise DyCokeError("give BUNDLE, or with --dry-run --model NAME instead of it")
-    if as_json and not dry_run:
-        raise DyCokeError("--json has no effect without --dry-run")
+    if not dry_run:
+        refuse_idle("without --dry-run", json=as_json)
     outcome = chosen.build(bundle, names, **given)
     if isinstance(outcome, str):
         typer.echo(outcome)

@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from ..core.extras import require
-from .options import AsJson, dycoke_config
+from .options import AsJson, Bundle, Gate, K, L, P, dycoke_config, refuse_idle
 
-Bundle = Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)]
 VisionTower = Annotated[
     Path | None,
     typer.Option("--vision-tower", help="SigLIP directory, if the checkpoint lacks it."),
@@ -21,11 +20,11 @@ VisionTower = Annotated[
 def export(
     model: Annotated[Path, typer.Argument(help="Checkpoint directory.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle to write.")],
-    k: Annotated[float, typer.Option("--k", help="TTM pruning rate K, 0 <= K < 1.")] = 0.7,
-    l: Annotated[int, typer.Option("--l", help="Layers >= L prune in decoding.")] = 3,
-    p: Annotated[float, typer.Option("--p", help="KV pruning rate P, 0 <= P < 1.")] = 0.7,
+    k: K = 0.7,
+    l: L = 3,
+    p: P = 0.7,
     ttm: Annotated[str, typer.Option("--ttm", help="paper or off.")] = "paper",
-    gate: Annotated[str, typer.Option("--gate", help="reuse, full, always or once.")] = "reuse",
+    gate: Gate = "reuse",
     block_reduce: Annotated[str, typer.Option("--block-reduce", help="sum or max.")] = "sum",
     dtype: Annotated[
         str, typer.Option("--dtype", help="float32, float16 or bfloat16.")
@@ -93,8 +92,8 @@ def verify(
         raise DyCokeError(f"--vision {vision!r} is not allowed; allowed: tensorrt, rtx")
     if vision == "rtx" and target is None:
         raise DyCokeError("--vision rtx has no effect without --target; add --target cuda")
-    if vision_tower is not None and source is None:
-        raise DyCokeError(f"--vision-tower {vision_tower} has no effect without --source")
+    if source is None:
+        refuse_idle("without --source", vision_tower=vision_tower)
     checks = list(verify_bundle(bundle, source, vision_tower))
     if target is not None:
         checks += verify_engines(bundle, target, vision)

@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson, K, L, Model, P, dycoke_config
+from .options import (
+    AsJson,
+    Bandwidth,
+    Frames,
+    K,
+    L,
+    Model,
+    P,
+    Tflops,
+    dycoke_config,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ..cost.floors import Floors
-
-Frames = Annotated[int, typer.Option("--frames", help="Frames sampled from the video.")]
 
 
 def flops(
@@ -94,12 +102,8 @@ def floors(
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="GPU from the table; default h200.")
     ] = None,
-    bandwidth: Annotated[
-        float | None, typer.Option("--bandwidth", help="Memory bandwidth in GB/s instead.")
-    ] = None,
-    tflops: Annotated[
-        float | None, typer.Option("--flops", help="Dense bf16 TFLOP/s instead.")
-    ] = None,
+    bandwidth: Bandwidth = None,
+    tflops: Tflops = None,
     frames: Frames = 32,
     k: K = 0.7,
     l: L = 3,

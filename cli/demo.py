@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core.extras import require
+from .options import Frames
 
 # Rates and block size at which the small model answers its clips as its oracle does: the best
 # block score for it is `max` (docs/accuracy.md), and 16 frames leave it 361 visual tokens.
@@ -23,7 +24,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The bundle; one that is there is replaced.")
     ] = Path("build/demo"),
-    frames: Annotated[int, typer.Option("--frames", help="Frames sampled from each clip.")] = 16,
+    frames: Frames = 16,
 ) -> None:
     """Export, verify, build and serve the small model, and ask it about its sample clips."""
     require("onnx", "onnxscript", "onnxruntime", "polygraphy", "transformers", extra="verify")

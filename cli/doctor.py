@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import AsJson
+from .options import AsJson, refuse_idle
 
 if TYPE_CHECKING:
     from ..engines.doctor import Finding
@@ -30,13 +30,12 @@ def doctor(
     ] = None,
 ) -> None:
     """Look at GPU, driver, TensorRT, Triton and plugin; say what works here and what to run."""
-    from ..core.errors import DyCokeError
     from ..engines.doctor import CONTAINERS, examine, matching_container
     from ..runtime.installed import installed
 
-    if plugin is not None and try_plugin is None:
-        raise DyCokeError(f"--plugin {plugin} has no effect without --try-plugin")
-    if try_plugin is not None:
+    if try_plugin is None:
+        refuse_idle("without --try-plugin", plugin=plugin)
+    else:
         _try(try_plugin, plugin, as_json=as_json)
         return
     findings = [*examine(), _bindings(), *_triton()]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.extras import require
-from .options import AsJson, dycoke_config
+from .options import AsJson, Gate, K, L, P, dycoke_config
 
 if TYPE_CHECKING:
     from ..core.config import DyCokeConfig
@@ -25,11 +25,11 @@ def evaluate(
     seed: Annotated[
         int, typer.Option("--seed", help="First held-out sample; others give other videos.")
     ] = 0,
-    k: Annotated[float, typer.Option("--k", help="TTM pruning rate K, 0 <= K < 1.")] = 0.0,
-    l: Annotated[int, typer.Option("--l", help="Layers >= L prune.")] = 3,
-    p: Annotated[float, typer.Option("--p", help="KV pruning rate P, 0 <= P < 1.")] = 0.0,
+    k: K = 0.0,
+    l: L = 3,
+    p: P = 0.0,
     ttm: Annotated[str, typer.Option("--ttm", help="paper, reference, random or off.")] = "paper",
-    gate: Annotated[str, typer.Option("--gate", help="reuse, full, always or once.")] = "reuse",
+    gate: Gate = "reuse",
     memory: Annotated[
         float, typer.Option("--memory", help="Weight of the past in averaged scores, 0 <= M < 1.")
     ] = 0.0,

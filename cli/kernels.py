@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from ..core.extras import require
+from .options import Bundle
 
 
 def kernels(
-    bundle: Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)],
+    bundle: Bundle,
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory to write.")],
     target: Annotated[
         str,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.extras import require
-from .options import AsJson
+from .options import AsJson, Bandwidth, Frames, MaxTokens, Tflops, refuse_idle
 
 if TYPE_CHECKING:
     from ..cost.gpus import Gpu
@@ -29,8 +29,8 @@ def profile(
         typer.Option("--server", metavar="BUNDLE", help="Profile a server that is started on it."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, or cuda with --offline.")] = "cpu",
-    frames: Annotated[int, typer.Option("--frames", help="Frames sampled from the video.")] = 16,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.")] = 64,
+    frames: Frames = 16,
+    max_tokens: MaxTokens = 64,
     warmup: Annotated[int, typer.Option("--warmup", help="Requests before recording.")] = 2,
     requests: Annotated[int, typer.Option("--requests", help="Requests that are recorded.")] = 5,
     source: Annotated[
@@ -38,12 +38,8 @@ def profile(
     ] = "auto",
     nsys: Annotated[Path | None, typer.Option("--nsys", help="The binary of nsys.")] = None,
     gpu: Annotated[str | None, typer.Option("--gpu", help="Floors of this GPU.")] = None,
-    bandwidth: Annotated[
-        float | None, typer.Option("--bandwidth", help="Floors for this bandwidth in GB/s ...")
-    ] = None,
-    tflops: Annotated[
-        float | None, typer.Option("--flops", help="... and these dense TFLOP/s.")
-    ] = None,
+    bandwidth: Bandwidth = None,
+    tflops: Tflops = None,
     as_json: AsJson = False,
 ) -> None:
     """Profile requests about a video with nsys: a report, a table and a page of stages."""
@@ -112,8 +108,7 @@ def _find(source: str, path: Path | None) -> Any:
     from ..core.errors import DyCokeError
 
     if source == "torch":
-        if path is not None:
-            raise DyCokeError(f"--nsys {path} has no effect with --source torch")
+        refuse_idle("with --source torch", nsys=path)
         return None
     try:
         profiler = find_nsys(path)

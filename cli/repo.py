@@ -10,13 +10,13 @@ import typer
 from ..runtime.limits import RequestLimits
 from ..runtime.video.limits import VideoLimits
 from .limits import limit_options
-from .options import BuiltTarget, VisionCudaGraph, VisionStep
+from .options import BuiltTarget, Bundle, VisionCudaGraph, VisionStep
 
 
 @limit_options(VideoLimits, "videos")
 @limit_options(RequestLimits, "requests")
 def repo(
-    bundle: Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)],
+    bundle: Bundle,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Repository to write.", show_default=False)
     ],

@@ -15,7 +15,7 @@ import typer
 from ..runtime.limits import RequestLimits
 from ..runtime.video.limits import VideoLimits
 from .limits import limit_options
-from .options import BuiltTarget, VisionCudaGraph, VisionStep
+from .options import BuiltTarget, Bundle, VisionCudaGraph, VisionStep, refuse_idle
 
 if TYPE_CHECKING:
     from ..triton_repo.launcher import RunningServer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @limit_options(VideoLimits, "videos")
 @limit_options(RequestLimits, "requests")
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="Bundle directory.", show_default=False)],
+    bundle: Bundle,
     extra: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- OPTION...]", help="Options passed on to tritonserver."),
@@ -203,7 +203,6 @@ class _Engines:
         from ..bundle.loading import checked_while_loading
         from ..bundle.paths import RECORD, engine_directory
         from ..bundle.record import read_record
-        from ..core.errors import DyCokeError
         from ..runtime.installed import installed
         from ..triton_repo.trtllm import CPP_BACKEND
         from ..triton_repo.trtllm_launch import (
@@ -221,12 +220,7 @@ class _Engines:
         else:
             record = read_record(folder, manifest, bundle)
         if record.backend == "native":
-            if counters:
-                raise DyCokeError(f"--counters {counters} has no effect with --target {target}")
-            if llm is not None:
-                raise DyCokeError(f"--llm {llm} has no effect with --target {target}")
-            if plugin is not None:
-                raise DyCokeError(f"--plugin {plugin} has no effect with --target {target}")
+            refuse_idle(f"with --target {target}", counters=counters, llm=llm, plugin=plugin)
             return cls()
         again = f"run: dycoke build {bundle} --target {target}"
         here = installed()
