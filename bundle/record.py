@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import DyCokeError
 from .atomic import atomic_write
-from .files import check_parts
+from .files import check_parts, open_bundle
 from .manifest import Manifest, Part
-from .paths import RECORD
+from .paths import RECORD, engine_directory
 
 
 class Record(BaseModel):
@@ -113,6 +113,16 @@ def read_record(
     _check_installed(path, record, installed or Installed(), again)
     check_parts(directory, record.files, RECORD, again, hashes=hashes)
     return record
+
+
+def open_build(
+    bundle: Path, build: str, *, installed: Installed | None = None
+) -> tuple[Manifest, EngineRecord]:
+    """A bundle, and the record of what `dycoke build --target build` made of it; raises what
+    `open_bundle` and `read_record` do."""
+    manifest = open_bundle(bundle)
+    directory = engine_directory(bundle, build)
+    return manifest, read_record(directory, manifest, bundle, installed=installed)
 
 
 def _check_installed(path: Path, record: EngineRecord, here: Installed, again: str) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from ..bundle.files import open_bundle
-from ..bundle.paths import engine_directory
-from ..bundle.record import read_record
+from ..bundle.record import open_build
 from .limits import RequestLimits
 from .request import Request
 from .selection import SelectionCounts
@@ -51,7 +49,7 @@ def load_llm(bundle: Path, build: str, limits: RequestLimits | None = None) -> L
 
     Raises DyCokeError where nothing was built, from another bundle, or for another machine.
     """
-    record = read_record(engine_directory(bundle, build), open_bundle(bundle), bundle)
+    _, record = open_build(bundle, build)
     if record.backend == "trtllm":
         from .trtllm.load import load_executor
 

@@ -72,16 +72,15 @@ def load_vision(
 
 
 def _plan(bundle: Path, build: str) -> Vision:
-    from ..bundle.files import open_bundle
     from ..bundle.loading import checked_while_loading
     from ..bundle.paths import VISION_PLAN
-    from ..bundle.record import read_record
+    from ..bundle.record import open_build
     from .installed import installed
     from .tensorrt_library import TENSORRT as LIBRARY
     from .vision_engine import EngineVision
 
     folder = engine_directory(bundle, build)
-    record = read_record(folder, open_bundle(bundle), bundle, installed=installed())
+    _, record = open_build(bundle, build, installed=installed())
     again = f"run: dycoke build {bundle} --target {build}, here"
     plan = {VISION_PLAN: record.files[VISION_PLAN]}
     with checked_while_loading(folder, plan, RECORD, again):

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.atomic import atomic_directory, is_empty_directory
-from ..bundle.files import open_bundle
 from ..bundle.manifest import Manifest
 from ..bundle.paths import engine_directory
-from ..bundle.record import EngineRecord, read_record
+from ..bundle.record import EngineRecord, open_build
 from ..bundle.vision_record import read_vision_record
 from ..bundle.writing import writing
 from ..core.errors import DyCokeError
@@ -64,8 +63,7 @@ def write_repository(
     """
     if threads and build != "cpu":
         raise DyCokeError(f"--threads {threads} has no effect with --target {build}")
-    manifest = open_bundle(bundle)
-    record = read_record(engine_directory(bundle, build), manifest, bundle)
+    manifest, record = open_build(bundle, build)
     if record.backend == "native" and llm != CPP_BACKEND:
         raise DyCokeError(f"--llm {llm} has no effect with --target {build}")
     is_free = not target.exists() or is_empty_directory(target)

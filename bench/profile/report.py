@@ -12,8 +12,7 @@ from typing import Any
 
 from ...bundle.files import open_bundle
 from ...bundle.manifest import Manifest
-from ...bundle.paths import engine_directory
-from ...bundle.record import read_record
+from ...bundle.record import open_build
 from ...core.errors import DyCokeError
 from ...cost.floors import Workload, floors
 from ...cost.gpus import Gpu
@@ -76,7 +75,8 @@ def profile(
     bounds = None
     if gpu is not None:
         model = model_of_bundle(Path(plan.bundle))
-        bounds = stage_floors(plan, manifest, model, gpu, answers[-1], _block_size(plan))
+        _, record = open_build(Path(plan.bundle), plan.device)  # as the profiled program took it
+        bounds = stage_floors(plan, manifest, model, gpu, answers[-1], record.tokens_per_block)
     summary = {
         **summarise(trace, bounds),
         "answers": answers,
@@ -144,14 +144,6 @@ def _program(plan: Plan, folder: Path) -> list[str]:
     path = folder.resolve() / _PLAN
     path.write_text(json.dumps(asdict(plan), indent=1) + "\n")
     return [sys.executable, "-m", "dycoke_trt.bench.profile.program", str(path)]
-
-
-def _block_size(plan: Plan) -> int:
-    """Tokens per KV block, as the profiled program took it."""
-    bundle = Path(plan.bundle)
-    return read_record(
-        engine_directory(bundle, plan.device), open_bundle(bundle), bundle
-    ).tokens_per_block
 
 
 def stage_floors(

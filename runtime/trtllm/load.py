@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...bundle.files import open_bundle
 from ...bundle.paths import LLM_ENGINE, engine_directory
-from ...bundle.record import read_record
+from ...bundle.record import open_build
 from ...core.errors import DyCokeError
 from ..installed import CONTAINER, installed
 from ..limits import RequestLimits
@@ -22,8 +21,8 @@ def load_executor(bundle: Path, build: str, limits: RequestLimits | None = None)
     Raises DyCokeError where nothing was built, for engines that do not fit this machine, and where
     TensorRT-LLM is not installed.
     """
-    manifest, engines = open_bundle(bundle), engine_directory(bundle, build)
-    record = read_record(engines, manifest, bundle, installed=installed())
+    manifest, record = open_build(bundle, build, installed=installed())
+    engines = engine_directory(bundle, build)
     bindings = _bindings()
     # `dycoke serve` preloads a library, which registers by itself, and names it here: done once.
     if LIBRARY in record.files:

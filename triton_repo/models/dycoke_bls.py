@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from ...bundle.files import open_bundle
-from ...bundle.paths import engine_directory
-from ...bundle.record import read_record
+from ...bundle.record import open_build
 from ...core.dtype import Dtype
 from ...core.errors import DyCokeError, QueueFullError
 from ...runtime import protocol as p
@@ -51,8 +49,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         given = parameters(args)
         bundle = Path(given["bundle"])
-        manifest = open_bundle(bundle)
-        record = read_record(engine_directory(bundle, given["build"]), manifest, bundle)
+        manifest, record = open_build(bundle, given["build"])
         self._errors_as_output = given[p.ERRORS_AS_OUTPUT.name] == "true"
         self._limits = RequestLimits.from_parameters(given)
         self._text_ids = manifest.visual_token_base

@@ -14,9 +14,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from ...bundle.files import open_bundle
-from ...bundle.paths import engine_directory
-from ...bundle.record import read_record
+from ...bundle.record import open_build
 from ...core.errors import DyCokeError
 from ...runtime.capacity import Capacity
 from ...runtime.limits import RequestLimits
@@ -43,9 +41,8 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         given = parameters(args)
         bundle = Path(given["bundle"])
-        manifest = open_bundle(bundle)
+        manifest, record = open_build(bundle, given["build"])
         limits = RequestLimits.from_parameters(given)
-        record = read_record(engine_directory(bundle, given["build"]), manifest, bundle)
         self._prepare = Preparation(
             bundle,
             manifest,

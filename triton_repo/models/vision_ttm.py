@@ -12,9 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from ...bundle.files import open_bundle
-from ...bundle.paths import engine_directory
-from ...bundle.record import read_record
+from ...bundle.record import open_build
 from ...runtime.limits import RequestLimits
 from ...runtime.passing import PassingLine
 from ...runtime.protocol import VISION as VISION_TTM
@@ -30,13 +28,12 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         given = parameters(args)
         bundle, build = Path(given["bundle"]), given["build"]
-        self._manifest = open_bundle(bundle)
+        self._manifest, record = open_build(bundle, build)
         threads, cuda_graph = int(given["threads"]), given["cuda_graph"] == "true"
         self._vision = load_vision(bundle, build, threads, given["vision"], cuda_graph=cuda_graph)
         limits = RequestLimits.from_parameters(given)
         # On a GPU one run fills the device, and an engine has one context.
         self._line = PassingLine() if build == "cpu" else None
-        record = read_record(engine_directory(bundle, build), self._manifest, bundle)
         self._threads = RequestThreads(
             VISION_TTM,
             record.max_batch + limits.max_queue,
