@@ -31,6 +31,7 @@ from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..cost.dims import PRESETS, LlmDims, ModelDims, VisionDims, preset
 from ..demo import MODEL_DIR
+from ..demo.network import PROCESSOR_FILES
 from ..export.names import hub_name, llm_shapes, vision_shapes
 
 SHARD_BYTES = 4 << 30
@@ -124,20 +125,15 @@ def _write_processors(directory: Path, vision: TowerSpec) -> None:
         directory / "generation_config.json",
         {"bos_token_id": pad, "eos_token_id": [end, pad], "pad_token_id": pad},
     )
-    processor = {
-        "processor_class": "LlavaOnevisionProcessor",
+    sized = {
         "num_image_tokens": vision.patches,
-        "vision_feature_select_strategy": "full",
-        "image_token": "<image>",
-        "video_token": "<video>",
+        "size": {"height": vision.image_size, "width": vision.image_size},
+        "image_grid_pinpoints": _pinpoints(vision.image_size),
     }
-    _write_json(directory / "processor_config.json", processor)
-    for kind, prefix in (("image", ""), ("video", "video_")):
-        pixels = json.loads((MODEL_DIR / f"{prefix}preprocessor_config.json").read_text())
-        pixels["size"] = {"height": vision.image_size, "width": vision.image_size}
-        if kind == "image":
-            pixels["image_grid_pinpoints"] = _pinpoints(vision.image_size)
-        _write_json(directory / f"{prefix}preprocessor_config.json", pixels)
+    for name in PROCESSOR_FILES:
+        values = json.loads((MODEL_DIR / name).read_text())
+        values |= {key: value for key, value in sized.items() if key in values}
+        _write_json(directory / name, values)
 
 
 def _special_ids() -> dict[str, int]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import parallel
 from .mp4 import round_trip
 from .network import TOKENS_PER_FRAME, WIDTH, frame_features
 from .normalise import to_pixels
@@ -38,21 +38,21 @@ def build_pool(
     """
     shape = (len(seeds), MIN_FRAMES, TOKENS_PER_FRAME, WIDTH)
     done = path.with_suffix(".done")
-    if parallel.rank() == 0 and not done.is_file():
+    if dist.get_rank() == 0 and not done.is_file():
         open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
         done.touch()
-    parallel.barrier()
+    dist.barrier()
     finished = set(done.read_text().split())
-    parallel.barrier()  # nobody appends before everybody has read
+    dist.barrier()  # nobody appends before everybody has read
     pool = open_memmap(path, mode="r+")
-    for chunk in range(parallel.rank(), -(-len(seeds) // _CHUNK), parallel.world()):
+    for chunk in range(dist.get_rank(), -(-len(seeds) // _CHUNK), dist.get_world_size()):
         if str(chunk) in finished:
             continue
         rows = slice(chunk * _CHUNK, (chunk + 1) * _CHUNK)
         pool[rows] = video_features(model, np.stack([decoded_video(s) for s in seeds[rows]]))
         with done.open("a") as file:
             file.write(f"{chunk}\n")
-    parallel.barrier()
+    dist.barrier()
     return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
 
 

@@ -7,6 +7,7 @@ heads. Everything runs through transformers' own classes; nothing here changes a
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DyCokeError
+from . import MODEL_DIR
 from .scenes import IMAGE_SIZE
 from .tokenizer import END, END_OF_TEXT, IMAGE, VIDEO
 
@@ -25,6 +27,10 @@ PATCHES = (IMAGE_SIZE // PATCH) ** 2
 TOKENS_PER_FRAME = PATCHES // 4  # bilinear pooling halves both sides
 WIDTH = 128
 ROPE_THETA = 10_000.0  # the 1e6 of large models is for contexts this one never sees
+# Of the finished model, which training does not change.
+PROCESSOR_FILES = (
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"
+)  # fmt: skip
 VOCABULARY = 512  # padded above the tokenizer's last id, as real checkpoints are
 
 
@@ -96,7 +102,7 @@ def frame_features(model: LlavaOnevisionForConditionalGeneration, pixels: Tensor
 
 
 def save_model(model: LlavaOnevisionForConditionalGeneration, folder: Path) -> None:
-    """Writes weights (fp32), config, generation config and processor configs to `folder`.
+    """Writes weights (fp32), config, generation config and processor files to `folder`.
 
     Tensors get the names of the published LLaVA-OneVision checkpoints: every version of
     transformers reads those, while the names in memory change from one to the next.
@@ -120,8 +126,9 @@ def save_model(model: LlavaOnevisionForConditionalGeneration, folder: Path) -> N
     config["dtype"] = "float32"
     _write(folder / "config.json", config)
     model.generation_config.save_pretrained(folder)
-    for name, content in _processor_files().items():
-        _write(folder / name, content)
+    for name in PROCESSOR_FILES:
+        if not (folder / name).is_file():
+            shutil.copyfile(MODEL_DIR / name, folder / name)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -170,37 +177,3 @@ def _published_name(name: str) -> str:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _processor_files() -> dict[str, dict[str, Any]]:
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    pixels = {
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "LlavaOnevisionProcessor",
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": size,
-    }
-    return {
-        "preprocessor_config.json": {
-            **pixels,
-            "image_grid_pinpoints": [[IMAGE_SIZE, IMAGE_SIZE]],
-            "image_processor_type": "LlavaOnevisionImageProcessor",
-        },
-        "video_preprocessor_config.json": {
-            **pixels,
-            "video_processor_type": "LlavaOnevisionVideoProcessor",
-        },
-        "processor_config.json": {
-            "image_token": IMAGE,
-            "num_image_tokens": PATCHES,
-            "processor_class": "LlavaOnevisionProcessor",
-            "video_token": VIDEO,
-            "vision_feature_select_strategy": "full",
-        },
-    }

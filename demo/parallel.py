@@ -19,23 +19,11 @@ from torch.multiprocessing.spawn import spawn
 
 
 def launch(workers: int, function: Callable[..., None], *arguments: Any) -> None:
-    """Runs function(*arguments) in `workers` processes; `rank()` and `world()` tell them apart."""
+    """Runs function(*arguments) in `workers` processes, a group of torch.distributed."""
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         given = (workers, store, function, arguments)
         spawn(_enter, given, nprocs=workers)  # type: ignore[no-untyped-call]
-
-
-def rank() -> int:
-    return dist.get_rank()
-
-
-def world() -> int:
-    return dist.get_world_size()
-
-
-def barrier() -> None:
-    dist.barrier()
 
 
 def average_gradients(weights: Iterable[Tensor]) -> None:
@@ -43,7 +31,7 @@ def average_gradients(weights: Iterable[Tensor]) -> None:
     gradients = [w.grad for w in weights if w.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
-    flat /= world()
+    flat /= dist.get_world_size()
     for gradient, mean in zip(
         gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True
     ):
@@ -52,7 +40,7 @@ def average_gradients(weights: Iterable[Tensor]) -> None:
 
 def gather(value: Any) -> list[Any]:
     """The values of all processes, in order of rank, in every process."""
-    values: list[Any] = [None] * world()
+    values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -68,7 +69,7 @@ def pretrain(
 
     Every process draws its share of the frames from its own share of the videos.
     """
-    rank, world = parallel.rank(), parallel.world()
+    rank, world = dist.get_rank(), dist.get_world_size()
     share = range(TRAIN_SEEDS.start + 2 * rank, TRAIN_SEEDS.start + videos, 2 * world)
     frames, labels = _gather([seed + odd for seed in share for odd in (0, 1)])
     held_out = _gather(HELD_OUT_SEEDS[_HELD_OUT_FROM : _HELD_OUT_FROM + 20])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -120,7 +121,7 @@ def train(
             mean = round(float(np.mean(losses[-20:])), 4)
             record: dict[str, Any] = {"stage": "answer", "step": step, "loss": mean}
             log(record | {"rate": round(schedule.rate(step), 6), "seconds": seconds})
-        if parallel.rank() == 0 and (step % schedule.save_every == 0 or step == schedule.steps):
+        if dist.get_rank() == 0 and (step % schedule.save_every == 0 or step == schedule.steps):
             _save(checkpoint, model, optimiser, step, time.monotonic() - started)
         if step % schedule.test_every == 0 or step == schedule.steps:
             for rate in (0.0, 0.7):
@@ -144,7 +145,7 @@ def test(
     """Share of answers entirely right per task, all questions of the held-out videos."""
     model.eval()
     right: dict[str, list[float]] = defaultdict(list)
-    mine = np.arange(parallel.rank(), len(held_out), parallel.world())
+    mine = np.arange(dist.get_rank(), len(held_out), dist.get_world_size())
     for at in range(0, len(mine), 16):
         features, asked = held_out.batch(mine[at : at + 16])
         with torch.autocast("cpu", dtype=torch.bfloat16), packed_attention(model):
@@ -161,7 +162,7 @@ def _draw(
 ) -> tuple[Tensor, list[list[Encoded]]]:
     allowed = videos.easy if step <= schedule.easy_steps else np.arange(len(videos))
     rows = rng.choice(allowed, schedule.videos_per_step, replace=False)
-    features, asked = videos.batch(rows[parallel.rank() :: parallel.world()])
+    features, asked = videos.batch(rows[dist.get_rank() :: dist.get_world_size()])
     chosen = []
     for row in asked:
         kept = [q for q in row if q.task not in _ASKED_TWICE]

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .scenes import COLOURS, MIN_FRAMES, SHAPES, Item, Scene, make_scene, render
+from .scenes import MIN_FRAMES, Item, Scene, make_scene, render
 
 Task = Literal["colour", "shape", "count", "first", "last", "change", "describe"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -26,19 +26,6 @@ TRAIN_SEEDS = range(0, 1_000_000_000)
 HELD_OUT_SEEDS = range(1_000_000_000, 1_001_000_000)
 
 NUMBERS = ("one", "two", "three", "four", "five")
-
-# The share of right answers of the best blind guess. Shapes and colours are drawn uniformly; a
-# changed shape is one of six and takes one of eight colours.
-CHANCE: dict[Task, float] = {
-    "colour": 1 / len(COLOURS),
-    "shape": 1 / len(SHAPES),
-    "count": 1 / 4,
-    "first": 1 / (len(COLOURS) * len(SHAPES)),
-    "last": 1 / (len(COLOURS) * len(SHAPES)),
-    "change": 1 / (len(COLOURS) * len(SHAPES)),
-    # A statement names colour, shape and side.
-    "describe": 1 / (len(COLOURS) * len(SHAPES) * 2),
-}
 
 
 @dataclass(frozen=True)
@@ -127,11 +114,6 @@ def score(task: Task, answer: str, prediction: str) -> float:
         return float(_plain(answer) == _plain(prediction))
     right, told = statements(answer), statements(prediction)
     return _common(right, told) / max(len(right), len(told))
-
-
-def is_correct(task: Task, answer: str, prediction: str) -> bool:
-    """Whether a prediction is entirely right."""
-    return score(task, answer, prediction) == 1.0
 
 
 def _named(item: Item) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from . import parallel
 from .features import build_pool
@@ -53,7 +54,7 @@ def _train(options: argparse.Namespace) -> None:
             seed=options.seed,
             log=log,
         )
-        if parallel.rank() == 0:
+        if dist.get_rank() == 0:
             torch.save(model.state_dict(), seeing)
     model.eval()
 
@@ -72,7 +73,7 @@ def _train(options: argparse.Namespace) -> None:
         steps=options.steps, videos_per_step=options.videos_per_step, seed=options.seed
     )
     train(model, packer, videos, held_out, schedule, options.work / "checkpoint.pt", log)
-    if parallel.rank() == 0:
+    if dist.get_rank() == 0:
         fit_post_layernorm(model, TRAIN_SEEDS[:16])
         save_model(model, options.out)
 
@@ -82,7 +83,7 @@ def _logger(path: Path) -> Callable[[dict[str, Any]], None]:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def log(record: dict[str, Any]) -> None:
-        if parallel.rank() != 0:
+        if dist.get_rank() != 0:
             return
         line = json.dumps(record)
         print(line, flush=True)

@@ -22,13 +22,13 @@ class VisibleGpu:
 
 def visible_gpus() -> list[VisibleGpu]:
     """What `nvidia-smi` lists; empty without a driver, or with one that answers nonsense."""
-    printed = _nvidia_smi(f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits")
+    printed = nvidia_smi(f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits")
     return [gpu for line in printed.splitlines() if (gpu := parse_gpu(line)) is not None]
 
 
 def driver_cuda() -> str | None:
     """The newest CUDA version that the driver runs, such as 13.0; None without a driver."""
-    match = re.search(r"CUDA Version:\s*([\d.]+)", _nvidia_smi())
+    match = re.search(r"CUDA Version:\s*([\d.]+)", nvidia_smi())
     return match[1] if match else None
 
 
@@ -40,7 +40,8 @@ def parse_gpu(line: str) -> VisibleGpu | None:
     return VisibleGpu(parts[0], int(parts[1].replace(".", "")), int(parts[2]) * 2**20, parts[3])
 
 
-def _nvidia_smi(*arguments: str) -> str:
+def nvidia_smi(*arguments: str) -> str:
+    """What it prints; "" where it is not there, or fails."""
     try:
         done = subprocess.run(
             ["nvidia-smi", *arguments],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+
+from ....runtime.nvidia_smi import nvidia_smi
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -88,12 +89,6 @@ def describe_gpu() -> dict[str, Any]:
 def clocks(more: str = "temperature.gpu") -> dict[str, str]:
     """Clocks of the GPU now, and what else nvidia-smi is asked for; empty where it is not there."""
     fields = f"clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,{more}"
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"],
-            capture_output=True, text=True, timeout=30,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    values = done.stdout.strip().split("\n")[0].split(", ")
-    return dict(zip(fields.split(","), values, strict=False)) if done.returncode == 0 else {}
+    printed = nvidia_smi(f"--query-gpu={fields}", "--format=csv,noheader").strip()
+    values = printed.split("\n")[0].split(", ")
+    return dict(zip(fields.split(","), values, strict=False)) if printed else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,5 +55,5 @@ def run(stage: Stage, quick: bool) -> Outcome:  # noqa: ARG001 (on the embedded 
 
 def _pipeline(bundle: Path, config: DyCokeConfig) -> Pipeline:
     if not bundle.exists():
-        export_bundle(MODEL_DIR, bundle, replace(config), dtype="float32", max_frames=16)
+        export_bundle(MODEL_DIR, bundle, config, dtype="float32", max_frames=16)
     return Pipeline(bundle, kv_tokens=2048, config=config, keep_steps=False)
