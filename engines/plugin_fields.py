@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.paths import KERNELS_MANIFEST
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
+from ..kernels import MANIFEST
 
 Fields = dict[str, NDArray[Any]]
 SCORE_KERNELS = ("logits", "scores")  # the latter with several ranks
@@ -97,7 +97,7 @@ def pack_images(
 
 def kernels_manifest(directory: Path) -> dict[str, Any]:
     """What kernels/aot.py wrote. Raises DyCokeError where it is missing."""
-    path = directory / KERNELS_MANIFEST
+    path = directory / MANIFEST
     if not path.is_file():
         raise DyCokeError(f"{path} is missing; run: dycoke kernels BUNDLE -o {directory}")
     manifest: dict[str, Any] = json.loads(path.read_text())

@@ -22,10 +22,10 @@ from triton.compiler import ASTSource
 
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
+from . import MANIFEST
 from .images import KernelShape, Variant
 from .interpreter import INTERPRETED
 
-MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 # cubins run on their own architecture (and 80 on 86 and 89); PTX 8.0 for sm_80 runs on anything
 # newer, compiled by a driver of CUDA 12.0 or later.
