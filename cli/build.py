@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .options import AsJson, refuse_idle
-
-if TYPE_CHECKING:
-    from ..engines.plan_report import PlanReport
+from .tables import print_table
 
 
 def build(
@@ -119,18 +117,6 @@ def build(
     elif as_json:
         typer.echo(json.dumps(outcome.json(), indent=2))
     else:
-        _show(outcome)
-
-
-def _show(report: PlanReport) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    for table in report.tables():
-        shown = Table(title=table.title, title_justify="left", show_header=bool(table.columns))
-        for column in table.columns:
-            shown.add_column(column, justify="right")
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
+        for table in outcome.tables():
+            with_head = bool(table.columns)
+            print_table(table.title, table.columns, table.rows, text=0, show_header=with_head)

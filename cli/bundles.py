@@ -10,6 +10,7 @@ import typer
 
 from ..core.extras import require
 from .options import AsJson, Bundle, Gate, K, L, P, dycoke_config, refuse_idle
+from .tables import print_table
 
 VisionTower = Annotated[
     Path | None,
@@ -82,9 +83,6 @@ def verify(
     """Check every byte of a bundle, and with --source its numbers against the source model."""
     if source is not None:
         require("onnx", "onnxruntime", "polygraphy", "transformers", extra="verify")
-    from rich.console import Console
-    from rich.table import Table
-
     from ..core.errors import DyCokeError
     from ..verify.run import verify_bundle, verify_engines
 
@@ -101,14 +99,13 @@ def verify(
     if as_json:
         typer.echo(json.dumps([check._asdict() for check in checks], indent=2))
     else:
-        table = Table(title=f"{bundle}", title_justify="left")
-        for column in ("stage", "result", "measured", "bound", ""):
-            table.add_column(column)
-        for check in checks:
-            result = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
-            figures = (f"{check.measured:.3g}", f"{check.bound:.3g}")
-            table.add_row(check.stage, result, *figures, check.unit)
-        Console().print(table)
+        columns = ("stage", "result", "measured", "bound", "")
+        results = {True: "[green]pass[/]", False: "[bold red]FAIL[/]"}
+        rows = [
+            (c.stage, results[c.passed], f"{c.measured:.3g}", f"{c.bound:.3g}", c.unit)
+            for c in checks
+        ]
+        print_table(f"{bundle}", columns, rows, text=len(columns))
         if source is None:
             typer.echo("files only; add --source MODEL_DIR to compare numbers with the source")
     if failed:

@@ -19,10 +19,9 @@ from .options import (
     Tflops,
     dycoke_config,
 )
+from .tables import print_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ..cost.floors import Floors
 
 
@@ -55,13 +54,13 @@ def flops(
             f"--frames {frames} --steps {steps} is not allowed; allowed: integers >= 1"
         )
     per_frame = dims.vision.tokens_per_frame
-    result: dict[str, Any] = {"model": model, "frames": frames, "k": config.k, "p": config.p}
-    result["steps"] = steps
-    result["retained_ratio"] = count.retained_ratio(config.k, config.p)
+    report: dict[str, Any] = {"model": model, "frames": frames, "k": config.k, "p": config.p}
+    report["steps"] = steps
+    report["retained_ratio"] = count.retained_ratio(config.k, config.p)
     for name, rate_k, rate_p in (("full", 0.0, 0.0), ("dycoke", config.k, config.p)):
         paper = count.paper_video_flops(dims.llm, frames, rate_k, rate_p, steps, per_frame)
         visual = dims.visual_tokens(frames, config.with_changes(k=rate_k))
-        result[name] = {
+        report[name] = {
             "visual_tokens": visual,
             "paper_prefill_tflops": paper.prefill / 1e12,
             "paper_decode_tflops": paper.decode / 1e12,
@@ -74,13 +73,12 @@ def flops(
         planned = count.frames_for_budget(
             dims.llm, budget_frames, config.k, config.p, steps, per_frame, multiple
         )
-        result["planned_frames"] = planned
+        report["planned_frames"] = planned
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        typer.echo(json.dumps(report, indent=2))
         return
 
-    table = _table(f"{model}, {frames} frames, K={config.k} P={config.p}", ["full", "DyCoke"])
-    rows = (
+    figures = (
         ("visual tokens in the prompt", "visual_tokens", "{:,.0f}", 1),
         ("Eq. 8 prefill, TFLOPs", "paper_prefill_tflops", "{:.3f}", 1),
         (f"Eq. 8 decode of {steps} tokens, TFLOPs", "paper_decode_tflops", "{:.3f}", 1),
@@ -89,10 +87,13 @@ def flops(
         ("true prefill, TFLOPs", "true_prefill_tflops", "{:.1f}", 1),
         ("KV cache of the visual tokens, MB", "kv_bytes", "{:.1f}", 1e6),
     )
-    for label, key, style, unit in rows:
-        table.add_row(label, *(style.format(result[s][key] / unit) for s in ("full", "dycoke")))
-    _print(table)
-    typer.echo(f"visual tokens attended to in decoding: {result['retained_ratio']:.2%}")
+    rows = [
+        (label, *(style.format(report[s][key] / unit) for s in ("full", "dycoke")))
+        for label, key, style, unit in figures
+    ]
+    title = f"{model}, {frames} frames, K={config.k} P={config.p}"
+    print_table(title, ("", "full", "DyCoke"), rows)
+    typer.echo(f"visual tokens attended to in decoding: {report['retained_ratio']:.2%}")
     if budget_frames is not None:
         typer.echo(f"the budget of {budget_frames} full frames allows {planned} frames")
 
@@ -151,18 +152,21 @@ def floors(
         return
 
     title = f"{model} on {chosen.name}, {frames} frames, batch {batch}: floors in ms"
-    table = _table(title, [setting.setting for setting in settings])
-    table.add_row("visual tokens", *(f"{s.visual_tokens:,}" for s in settings))
-    table.add_row("attended by layers >= L", *(f"{s.attended_tokens:,}" for s in settings))
-    table.add_row("KV per sequence, MB", *(f"{s.kv_bytes / 1e6:.0f}" for s in settings))
-    for stages in zip(*(s.stages for s in settings), strict=True):
-        cells = (f"{f.seconds * 1e3:.3f} [dim]{f.bound}[/]" for f in stages)
-        table.add_row(stages[0].stage, *cells)
-    table.add_row("time to first token", *(f"{s.time_to_first_token * 1e3:.1f}" for s in settings))
-    cells = (f"{fill.seconds * 1e3:.3f}" for fill in tables)
-    table.add_row(f"prompt tables per step, TensorRT-LLM built for {slots}", *cells)
-    table.add_row("tokens/s", *(f"{batch / s.time_per_token:,.0f}" for s in settings))
-    _print(table)
+    firsts = (f"{s.time_to_first_token * 1e3:.1f}" for s in settings)
+    fills = (f"{fill.seconds * 1e3:.3f}" for fill in tables)
+    rows = [
+        ("visual tokens", *(f"{s.visual_tokens:,}" for s in settings)),
+        ("attended by layers >= L", *(f"{s.attended_tokens:,}" for s in settings)),
+        ("KV per sequence, MB", *(f"{s.kv_bytes / 1e6:.0f}" for s in settings)),
+        *(
+            (stages[0].stage, *(f"{f.seconds * 1e3:.3f} [dim]{f.bound}[/]" for f in stages))
+            for stages in zip(*(s.stages for s in settings), strict=True)
+        ),
+        ("time to first token", *firsts),
+        (f"prompt tables per step, TensorRT-LLM built for {slots}", *fills),
+        ("tokens/s", *(f"{batch / s.time_per_token:,.0f}" for s in settings)),
+    ]
+    print_table(title, ("", *(setting.setting for setting in settings)), rows)
     budget = settings[1].time_per_token - settings[2].time_per_token
     typer.echo(f"scoring and selection pay off below {budget * 1e6:.0f} us per step")
     typer.echo(f"source: {chosen.source}")
@@ -190,19 +194,3 @@ def _as_dict(setting: Floors) -> dict[str, Any]:
         "time_to_first_token": setting.time_to_first_token,
         "time_per_token": setting.time_per_token,
     }
-
-
-def _table(title: str, columns: list[str]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    Console().print(table)

@@ -13,6 +13,7 @@ import typer
 
 from ..core.extras import require
 from .options import AsJson, Gate, K, L, P, dycoke_config
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..core.config import DyCokeConfig
@@ -195,33 +196,24 @@ def _layers(folder: Path) -> int:
 
 def _show(report: dict[str, Any]) -> None:
     """One setting beside full tokens: a column each. The study: a row each, wide."""
-    from rich.console import Console
-    from rich.table import Table
-
     from ..demo.shapes import SHORT_TASKS
 
     settings: dict[str, dict[str, Any]] = report["settings"]
     cells = {name: _cells(figures) for name, figures in settings.items()}
-    table = Table(
-        title=f"shapes, {report['samples']} held-out samples from {report['seed']}, "
-        f"{report['backend']}: accuracy in %",
-        title_justify="left",
+    title = (
+        f"shapes, {report['samples']} held-out samples from {report['seed']}, "
+        f"{report['backend']}: accuracy in %"
     )
     labels = list({label: None for row in cells.values() for label in row})
     if len(settings) <= 2:
-        for name in ("", *settings):
-            table.add_column(name)
-        for label in labels:
-            table.add_row(label, *(cells[name].get(label, "") for name in settings))
-        Console().print(table)
+        rows = [(label, *(cells[name].get(label, "") for name in settings)) for label in labels]
+        print_table(title, ("", *settings), rows, text=len(settings) + 1)
     else:
         # Intervals of single tasks would not fit beside each other.
         shown = [label for label in labels if label.split(" ")[0] not in SHORT_TASKS]
-        for label in ("", *shown):
-            table.add_column(label.replace(" (95 %)", ""))
-        for name in settings:
-            table.add_row(name, *(cells[name].get(label, "") for label in shown))
-        Console(width=240).print(table)
+        columns = ("", *(label.replace(" (95 %)", "") for label in shown))
+        rows = [(name, *(cells[name].get(label, "") for label in shown)) for name in settings]
+        print_table(title, columns, rows, text=len(columns), width=240)
 
 
 def _cells(figures: dict[str, Any]) -> dict[str, str]:

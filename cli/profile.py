@@ -10,6 +10,7 @@ import typer
 
 from ..core.extras import require
 from .options import AsJson, Bandwidth, Frames, MaxTokens, Tflops, refuse_idle
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..cost.gpus import Gpu
@@ -138,27 +139,19 @@ def _warn(text: str) -> None:
 
 
 def _print(summary: dict[str, Any], output: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title=f"{summary['requests']} requests, recorded by {summary['source']}: ms",
-        title_justify="left",
-    )
-    table.add_column("stage")
-    for column in ("count", "total", "own", "p50", "p99", "share", "x floor"):
-        table.add_column(column, justify="right")
+    rows = []
     for row in summary["stages"]:
         times = (f"{row[key] * 1e3:.2f}" for key in ("total", "own", "p50", "p99"))
         floor = "" if row["x_floor"] is None else f"{row['x_floor']:.1f}"
         name = f"  {row['stage']}" if row["within"] else row["stage"]
-        table.add_row(name, str(row["count"]), *times, f"{row['share']:.1%}", floor)
+        rows.append((name, str(row["count"]), *times, f"{row['share']:.1%}", floor))
     other = summary["other"]
     share = other / summary["request"]["total"]
-    table.add_row("other", "", f"{other * 1e3:.2f}", "", "", "", f"{share:.1%}", "")
-    console = Console()
-    console.print(table)
+    rows.append(("other", "", f"{other * 1e3:.2f}", "", "", "", f"{share:.1%}", ""))
+    title = f"{summary['requests']} requests, recorded by {summary['source']}: ms"
+    columns = ("stage", "count", "total", "own", "p50", "p99", "share", "x floor")
+    print_table(title, columns, rows)
     if summary["gpu"]:
-        console.print(f"GPU idle: {summary['gpu']['idle_share']:.1%} of the requests' time")
+        typer.echo(f"GPU idle: {summary['gpu']['idle_share']:.1%} of the requests' time")
     for name in summary["files"]:
         typer.echo(str(output / name))
