@@ -14,6 +14,7 @@ import typer
 
 from ..core.extras import require
 from .options import Frames, MaxTokens, Video, refuse_idle
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..bench.load.sweep import Cell, Target
@@ -262,18 +263,14 @@ def _write(report: dict[str, Any], cells: Sequence[Cell], output: Path) -> None:
 def _print(report: dict[str, Any]) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from ..bench.load.sweep import METRICS
     from ..bench.profile.page import digits
 
     limit = report["ttft_limit"]
-    table = Table(title="ms at p50/p90/p99", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("load", "server"):
-        table.add_column(column)
-    head = ("first token", "later token", "answer", "req/s", "tok/s", "ok")
-    for column in (*head, *([] if limit is None else ["good/s"])):
-        table.add_column(column, justify="right")
+    columns = ["load", "server", "first token", "later token", "answer", "req/s", "tok/s", "ok"]
+    columns += [] if limit is None else ["good/s"]
+    rows = []
     for point in report["points"]:
         times = (
             "/".join(digits(value * 1e3) for value in (point[key] or {}).values())
@@ -282,9 +279,11 @@ def _print(report: dict[str, Any]) -> None:
         rates = (point["requests_per_second"], point["tokens_per_second"])
         good = [] if limit is None else [digits(point["goodput"])]
         answered = f"{point['answered']}/{point['sent']}"
-        table.add_row(point["load"], point["server"], *times, *map(digits, rates), answered, *good)
+        figures = (*times, *map(digits, rates), answered, *good)
+        rows.append((point["load"], point["server"], *figures))
+    title = "ms at p50/p90/p99"
+    print_table(title, columns, rows, text=2, box=SIMPLE, padding=(0, 1, 0, 0))
     console = Console(highlight=False)
-    console.print(table)
     for row in report["comparison"]:
         interval = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})"
         ratio = f"{row['value']:.3f}{interval}"
