@@ -8,43 +8,20 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import timeit
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import Mock
 
 import torch
 
 from ...runtime.pipeline import Pipeline
-from ...runtime.request import Event, Request
-from ...runtime.stages import ATTENTION, Stage, report_to
+from ...runtime.request import Request
+from ...runtime.stages import ATTENTION, report_to
 from ..machine import machine
 
-
-class Counter:
-    """A sink that only counts."""
-
-    def __init__(self) -> None:
-        self.ranges = 0
-
-    def push(self, name: str) -> None:  # noqa: ARG002
-        self.ranges += 1
-
-    def pop(self) -> None: ...
-
-    def begin(self, name: str) -> Any:  # noqa: ARG002
-        self.ranges += 1
-
-    def end(self, token: Any) -> None: ...
-
-
-def idle_range(repeats: int = 100_000, stage: Stage = ATTENTION) -> float:
-    """Seconds of one range that goes nowhere, the loop's own time included."""
-    with report_to(None):
-        begun = time.perf_counter()
-        for _ in range(repeats):
-            with stage:
-                pass
-        return (time.perf_counter() - begun) / repeats
+_REPEATS = 100_000
 
 
 def measure(bundle: Path, tokens: int = 40) -> dict[str, Any]:
@@ -54,27 +31,25 @@ def measure(bundle: Path, tokens: int = 40) -> dict[str, Any]:
     prompt = pipeline.prompts.build("What happens?", visual)
     table = torch.zeros(visual, pipeline.manifest.llm.hidden)
     times: list[float] = []
-    counter = Counter()
-
-    def ignore(_: Event) -> None: ...
-
-    engine = pipeline.engine
-    engine.submit(Request("idle", prompt, tokens, ignore, table))
+    engine, sink = pipeline.engine, Mock()
+    engine.submit(Request("idle", prompt, tokens, lambda _: None, table))
     engine.step()  # the prefill
     with report_to(None):
         for _ in range(tokens - 2):
             begun = time.perf_counter()
             engine.step()
             times.append(time.perf_counter() - begun)
-    with report_to(counter):
+        # The loop's own time included.
+        loops = timeit.repeat("with stage: pass", number=_REPEATS, globals={"stage": ATTENTION})
+    with report_to(sink):
         engine.step()
-    idle = min(idle_range() for _ in range(5))
-    step = median(times)
+    idle, step = min(loops) / _REPEATS, median(times)
+    ranges = sink.push.call_count + sink.begin.call_count
     return {
         "idle_range_seconds": idle,
-        "ranges_per_step": counter.ranges,
+        "ranges_per_step": ranges,
         "median_step_seconds": step,
-        "share": idle * counter.ranges / step,
+        "share": idle * ranges / step,
         "machine": machine("torch", "nvtx"),
     }
 
