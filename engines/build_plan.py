@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from ..bundle.llm_layout import rank_shapes
-from ..core.config import DyCokeConfig
-from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
 from ..core.pool import FAST_BLOCKS
-from ..cost.dims import LlmDims, ModelDims
+from ..cost.dims import LlmDims
 from ..cost.floors import prompt_table_traffic
+from .model import Model
 from .plugin_interfaces import V3, check_interface
 from .target_gpus import TargetGpu
 
@@ -32,34 +31,6 @@ TEXT_TOKENS, NEW_TOKENS = 512, 1024  # of one request, beside its video: what en
 VIDEO_TEXT, VIDEO_ANSWER = 64, 256  # of one request, when videos that fit are counted
 RESERVE = 2 * 2**30  # CUDA context, cuBLAS, NCCL, sampling, Triton's own pools
 CONTEXT_TOKENS = 8192  # packed tokens of one step; long prompts are fed in such chunks
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a plan needs to know of a model. dtype: of weights and cached K and V."""
-
-    dims: ModelDims
-    vision_weights: int  # bytes of the vision graph's weights
-    max_frames: int
-    max_positions: int
-    dtype: Dtype
-    tp: int
-    config: DyCokeConfig
-
-    @property
-    def name(self) -> str:
-        return self.dims.name
-
-    @property
-    def llm(self) -> LlmDims:
-        return self.dims.llm
-
-    def visual_tokens(self, frames: int, k: float | None = None) -> int:
-        """V of a video; k: another pruning rate than the model's, 0 is no merging at all."""
-        if k == 0:
-            return self.dims.visual_tokens(frames, DyCokeConfig.off())
-        config = self.config if k is None else self.config.with_changes(k=k)
-        return self.dims.visual_tokens(frames, config)
 
 
 @dataclass(frozen=True)

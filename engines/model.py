@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..bundle.files import open_bundle
@@ -13,10 +13,37 @@ from ..bundle.paths import LLM, VISION_FILES
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
-from ..cost.dims import PRESETS, ModelDims, VisionDims, preset
-from .build_plan import Model
+from ..cost.dims import PRESETS, LlmDims, ModelDims, VisionDims, preset
 
 PRESET_POSITIONS = 32_768  # max_position_embeddings of all three
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a plan needs to know of a model. dtype: of weights and cached K and V."""
+
+    dims: ModelDims
+    vision_weights: int  # bytes of the vision graph's weights
+    max_frames: int
+    max_positions: int
+    dtype: Dtype
+    tp: int
+    config: DyCokeConfig
+
+    @property
+    def name(self) -> str:
+        return self.dims.name
+
+    @property
+    def llm(self) -> LlmDims:
+        return self.dims.llm
+
+    def visual_tokens(self, frames: int, k: float | None = None) -> int:
+        """V of a video; k: another pruning rate than the model's, 0 is no merging at all."""
+        if k == 0:
+            return self.dims.visual_tokens(frames, DyCokeConfig.off())
+        config = self.config if k is None else self.config.with_changes(k=k)
+        return self.dims.visual_tokens(frames, config)
 
 
 def model_of_bundle(bundle: Path) -> Model:

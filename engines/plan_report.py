@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..cost.floors import Workload, floors, prompt_tables
-from .build_plan import TABLE_COPIES, BuildPlan, Model
-from .model import dims_of
+from .build_plan import TABLE_COPIES, BuildPlan
+from .model import Model, dims_of
 from .target_gpus import TargetGpu
 
 

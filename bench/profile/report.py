@@ -16,8 +16,7 @@ from ...bundle.record import open_build
 from ...core.errors import DyCokeError
 from ...cost.floors import Workload, floors
 from ...cost.gpus import Gpu
-from ...engines.build_plan import Model
-from ...engines.model import dims_of, model_of_bundle
+from ...engines.model import Model, dims_of, model_of_bundle
 from ...runtime.stages import DECODE_STEP, PREFILL, VISION
 from ..machine import machine
 from .nsys import Nsys, NsysError

@@ -9,8 +9,8 @@ import pytest
 from dycoke_trt.bundle.llm_layout import rank_shapes
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.engines.build_plan import Model, plan_build, rank_weights, state_bytes_per_block
-from dycoke_trt.engines.model import model_of_bundle, model_of_preset
+from dycoke_trt.engines.build_plan import plan_build, rank_weights, state_bytes_per_block
+from dycoke_trt.engines.model import Model, model_of_bundle, model_of_preset
 from dycoke_trt.engines.target_gpus import GPU_NAMES, find_target_gpu
 from dycoke_trt.runtime.nvidia_smi import VisibleGpu, parse_gpu
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
