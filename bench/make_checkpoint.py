@@ -105,13 +105,13 @@ def make_checkpoint(
     return total
 
 
-def make_servable(directory: Path, llm: LlmDims, *, seed: int = 0) -> None:
+def make_servable(directory: Path, llm: LlmDims) -> None:
     """A tower of the demo model's size and a language model of another, in fp32: what a server
     costs and how it behaves depends on shapes, while a vision tower of the real size would take
     minutes per video on a CPU.
     """
     vision = VisionDims(layers=4, hidden=96, intermediate=288, patch=8, patches_per_side=12)
-    make_checkpoint(directory, ModelDims("servable", llm, vision), Dtype.FP32, heads=3, seed=seed)
+    make_checkpoint(directory, ModelDims("servable", llm, vision), Dtype.FP32, heads=3)
 
 
 def _write_processors(directory: Path, vision: TowerSpec) -> None:

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,14 +178,12 @@ class TensorPlan:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_safetensors(
-    path: Path, plans: Sequence[TensorPlan], metadata: Mapping[str, str] | None = None
-) -> str:
+def write_safetensors(path: Path, plans: Sequence[TensorPlan]) -> str:
     """Streams `plans` into `path`; the file appears under its name only when it is complete.
 
     Returns its SHA-256, which a thread of its own computes from the bytes as they are written.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for plan in plans:
         header[plan.name] = {

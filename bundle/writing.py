@@ -12,12 +12,12 @@ from ..core.errors import DyCokeError
 
 
 @contextmanager
-def writing(place: Path | str, hint: str = "") -> Iterator[None]:
+def writing(place: Path | str) -> Iterator[None]:
     """Turns the block's OSError, such as a full file system, into a DyCokeError about `place`."""
     try:
         yield
     except OSError as error:
-        raise DyCokeError(f"{place}: cannot be written ({error.strerror}){hint}") from None
+        raise DyCokeError(f"{place}: cannot be written ({error.strerror})") from None
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor
 from .mp4 import round_trip
 from .network import TOKENS_PER_FRAME, WIDTH, frame_features
 from .normalise import to_pixels
-from .scenes import MIN_FRAMES, render
+from .scenes import FRAMES, render
 from .shapes import scene_for
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def build_pool(
     The processes take turns at chunks of 64 videos. A chunk that is finished is a row of the file
     `path` + ".done" and is not computed again; delete both when the tower changes.
     """
-    shape = (len(seeds), MIN_FRAMES, TOKENS_PER_FRAME, WIDTH)
+    shape = (len(seeds), FRAMES, TOKENS_PER_FRAME, WIDTH)
     done = path.with_suffix(".done")
     if dist.get_rank() == 0 and not done.is_file():
         open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()

@@ -23,13 +23,14 @@ from . import parallel
 from .mp4 import round_trip
 from .network import WIDTH, frame_features
 from .normalise import to_pixels
-from .scenes import COLOURS, GRID, SHAPES, Scene, crowded_scene, render
+from .scenes import COLOURS, FRAMES, GRID, SHAPES, Scene, crowded_scene, render
 from .shapes import HELD_OUT_SEEDS, TRAIN_SEEDS, scene_for
 
 if TYPE_CHECKING:
     from transformers import LlavaOnevisionForConditionalGeneration
 
 FRAMES_PER_STEP = 96
+_PEAK = 2e-3  # learning rate
 _HELD_OUT_FROM = 600_000  # seeds that no figure is measured on
 _TARGETS = ("shape", "colour", "side")
 _CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, 2)  # 0: nothing there
@@ -38,7 +39,7 @@ Labels = NDArray[np.int64]
 
 def frame_labels(scene: Scene) -> Labels:
     """int64 [F, 36, 3]: shape and colour (0: none) and side of the item centred in each cell."""
-    labels = np.zeros((scene.num_frames, GRID, GRID, 3), dtype=np.int64)
+    labels = np.zeros((FRAMES, GRID, GRID, 3), dtype=np.int64)
     labels[:, :, GRID // 2 :, 2] = 1
     names = list(COLOURS)
     for item in scene.items:
@@ -47,7 +48,7 @@ def frame_labels(scene: Scene) -> Labels:
             assert colour is not None
             cell = labels[frame, item.row, item.column]
             cell[:2] = SHAPES.index(item.shape) + 1, names.index(colour) + 1
-    return labels.reshape(scene.num_frames, GRID * GRID, 3)
+    return labels.reshape(FRAMES, GRID * GRID, 3)
 
 
 def labelled_frames(seed: int) -> tuple[NDArray[np.uint8], Labels]:
@@ -63,7 +64,6 @@ def pretrain(
     videos: int,
     seed: int,
     log: Callable[[dict[str, float | int | str]], None],
-    peak: float = 2e-3,
 ) -> None:
     """Trains tower and projector in place; `log` gets one record about every 50 steps.
 
@@ -81,13 +81,13 @@ def pretrain(
         *inner.multi_modal_projector.parameters(),
         *heads.parameters(),
     ]
-    optimiser = torch.optim.AdamW(weights, lr=peak, weight_decay=0.01, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(weights, lr=_PEAK, weight_decay=0.01, betas=(0.9, 0.98))
     draw = np.random.default_rng([seed, 3, rank])
     model.train()
     started = time.monotonic()
     for step in range(1, steps + 1):
         warm = min(1.0, step / 30)
-        rate = peak * warm * 0.5 * (1 + math.cos(math.pi * step / (steps + 1)))
+        rate = _PEAK * warm * 0.5 * (1 + math.cos(math.pi * step / (steps + 1)))
         for group in optimiser.param_groups:
             group["lr"] = rate
         rows = np.sort(draw.choice(len(frames), per_step, replace=False))

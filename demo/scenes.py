@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 IMAGE_SIZE = 96  # pixels, both ways
 CELL = 16  # pixels per grid cell
 GRID = IMAGE_SIZE // CELL
-MIN_FRAMES = 16
+FRAMES = 16  # of a video: five items fit
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "bar")
 # Far apart in chroma as well as in luma: yuv420 halves the chroma resolution of a 16-pixel shape.
@@ -66,7 +66,6 @@ class Scene:
     """Items in the order in which they appear, and the seed of texture and noise."""
 
     items: tuple[Item, ...]
-    num_frames: int
     seed: int
 
     @property
@@ -74,34 +73,23 @@ class Scene:
         return next((item for item in self.items if item.change is not None), None)
 
 
-def make_scene(
-    seed: int,
-    num_frames: int = MIN_FRAMES,
-    *,
-    with_change: bool | None = None,
-    objects: int | None = None,
-) -> Scene:
+def make_scene(seed: int, *, with_change: bool | None = None) -> Scene:
     """The scene of a seed: 2 to 5 items, each 2 or 3 frames long (a changing one 4 to 6).
 
     with_change: force or forbid the colour change; None leaves it to chance (one half).
-    objects: force the number of items, 1 to 5 (training starts with easy scenes).
-    Raises ValueError for fewer than 16 frames, in which five items do not fit.
     """
-    if num_frames < MIN_FRAMES:
-        raise ValueError(f"num_frames={num_frames} is not allowed; allowed: >= {MIN_FRAMES}")
-    rng = np.random.default_rng([seed, num_frames])
+    rng = np.random.default_rng([seed, FRAMES])
     count = int(rng.integers(2, MAX_OBJECTS + 1))
     change = bool(rng.integers(2))
-    count = count if objects is None else objects
     change = change if with_change is None else with_change
 
     shapes = rng.permutation(len(SHAPES))
     colours = rng.permutation(len(COLOURS))
     cells = _apart(rng, count)
     # Starts are at least two frames apart; the last one leaves room for two frames.
-    free = np.sort(rng.choice(num_frames - 2 - (count - 1), size=count, replace=False))
+    free = np.sort(rng.choice(FRAMES - 2 - (count - 1), size=count, replace=False))
     starts = [int(start) + i for i, start in enumerate(free)]
-    latest = num_frames - 5  # a changing item needs up to three frames before and two after
+    latest = FRAMES - 5  # a changing item needs up to three frames before and two after
     changing = int(rng.choice([i for i, s in enumerate(starts) if s <= latest])) if change else -1
 
     names = list(COLOURS)
@@ -119,20 +107,20 @@ def make_scene(
                 column=cells[i] % GRID,
                 offset=(int(rng.integers(-1, 2)), int(rng.integers(-1, 2))),
                 start=start,
-                end=min(num_frames, at + after if i == changing else start + before),
+                end=min(FRAMES, at + after if i == changing else start + before),
                 change=at if i == changing else None,
                 new_colour=names[colours[count]] if i == changing else None,
             )
         )
-    return Scene(tuple(items), num_frames, seed)
+    return Scene(tuple(items), seed)
 
 
-def crowded_scene(seed: int, num_frames: int = MIN_FRAMES, per_frame: int = 6) -> Scene:
-    """`per_frame` items in every frame, new ones each time: many labels per frame to learn from.
+def crowded_scene(seed: int) -> Scene:
+    """Six items in every frame, new ones each time: many labels per frame to learn from.
 
     Shapes and colours repeat, so it is no scene of the suite and no question fits it.
     """
-    rng = np.random.default_rng([seed, num_frames, 4])
+    rng = np.random.default_rng([seed, FRAMES, 4])
     names = list(COLOURS)
     items = [
         Item(
@@ -144,16 +132,16 @@ def crowded_scene(seed: int, num_frames: int = MIN_FRAMES, per_frame: int = 6) -
             start=frame,
             end=frame + 1,
         )
-        for frame in range(num_frames)
-        for cell in _apart(rng, per_frame)
+        for frame in range(FRAMES)
+        for cell in _apart(rng, 6)
     ]
-    return Scene(tuple(items), num_frames, seed)
+    return Scene(tuple(items), seed)
 
 
 def render(scene: Scene) -> NDArray[np.uint8]:
     """Frames uint8 [F, 96, 96, 3], RGB: one still texture, mild noise in every frame, shapes."""
     rng = np.random.default_rng([scene.seed, 1])
-    frames = np.repeat(_texture(rng)[None], scene.num_frames, axis=0)
+    frames = np.repeat(_texture(rng)[None], FRAMES, axis=0)
     for item in scene.items:
         mask = shape_mask(item.shape)
         size = mask.shape[0]
@@ -168,8 +156,9 @@ def render(scene: Scene) -> NDArray[np.uint8]:
     return drawn
 
 
-def shape_mask(shape: str, size: int = 14) -> NDArray[np.bool_]:
-    """Boolean [size, size]: which pixels a shape covers."""
+def shape_mask(shape: str) -> NDArray[np.bool_]:
+    """Boolean [14, 14]: which pixels a shape covers."""
+    size = 14
     at = np.arange(size) - (size - 1) / 2
     half = size / 2
     x, y = np.meshgrid(at, at)

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .scenes import MIN_FRAMES, Item, Scene, make_scene, render
+from .scenes import Item, Scene, make_scene, render
 
 Task = Literal["colour", "shape", "count", "first", "last", "change", "describe"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -45,9 +45,9 @@ class Question:
     answer: str
 
 
-def make_sample(seed: int, num_frames: int = MIN_FRAMES) -> Sample:
+def make_sample(seed: int) -> Sample:
     """The sample of a seed; its task is TASKS[seed % 7]. Same seed, same sample."""
-    scene = scene_for(seed, num_frames)
+    scene = scene_for(seed)
     task = task_of(seed)
     asked = [q for q in questions(scene) if q.task == task]
     chosen = asked[np.random.default_rng([seed, 2]).integers(len(asked))]
@@ -58,9 +58,9 @@ def task_of(seed: int) -> Task:
     return TASKS[seed % len(TASKS)]
 
 
-def scene_for(seed: int, num_frames: int = MIN_FRAMES) -> Scene:
+def scene_for(seed: int) -> Scene:
     """The scene of a sample: it has a colour change wherever the task asks for one."""
-    return make_scene(seed, num_frames, with_change=True if task_of(seed) == "change" else None)
+    return make_scene(seed, with_change=True if task_of(seed) == "change" else None)
 
 
 def questions(scene: Scene) -> list[Question]:

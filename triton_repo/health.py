@@ -9,12 +9,12 @@ from typing import Any
 from .access import HEADER
 
 
-def is_ready(address: str, timeout: float = 5) -> bool:
-    return _status(f"http://{address}/v2/health/ready", timeout) == 200
+def is_ready(address: str) -> bool:
+    return _status(f"http://{address}/v2/health/ready", 5) == 200
 
 
-def is_live(address: str, timeout: float = 1) -> bool:
-    return _status(f"http://{address}/v2/health/live", timeout) == 200
+def is_live(address: str) -> bool:
+    return _status(f"http://{address}/v2/health/live", 1) == 200
 
 
 def is_loaded(address: str, model: str, key: str) -> bool:

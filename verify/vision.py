@@ -21,11 +21,12 @@ from .source import Source, vision_stages
 BOUNDS = {Dtype.FP32: 1e-4, Dtype.FP16: 2e-2}
 
 
-def sample_frames(image_size: int, frames: int = 8) -> Tensor:
-    """uint8 [1, F, 3, S, S]: a smooth picture that drifts, with a block that jumps.
+def sample_frames(image_size: int) -> Tensor:
+    """uint8 [1, 8, 3, S, S]: a smooth picture that drifts, with a block that jumps.
 
     Neighbouring frames differ enough that TTM's cut has a margin.
     """
+    frames = 8
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 3, 8, 8, generator=generator)
     picture = torch.nn.functional.interpolate(coarse, size=(image_size, image_size), mode="bicubic")

@@ -127,12 +127,12 @@ def serve(
     }  # fmt: skip
 
 
-def graph_seconds(decoder: GraphDecoder, lanes: int, blocks: int, repeats: int = 10) -> float:
+def graph_seconds(decoder: GraphDecoder, lanes: int, blocks: int) -> float:
     """Seconds of the last step's graph, launched again; without CUDA of its plain launches."""
     bucket = decoder._bucket(lanes, blocks)
     if bucket.graph is None:
         return eager_seconds(lambda: decoder._run(bucket))
-    replay = bucket.graph.replay
+    replay, repeats = bucket.graph.replay, 10
     return eager_seconds(lambda: [replay() for _ in range(repeats)]) / repeats
 
 
