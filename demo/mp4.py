@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +18,26 @@ def encode_mp4(frames: NDArray[np.uint8]) -> bytes:
 
     Raises ValueError for another shape or dtype.
     """
-    import av
-
     even = frames.ndim == 4 and frames.shape[1] % 2 == 0 and frames.shape[2] % 2 == 0
     if not even or frames.shape[3] != 3 or frames.dtype != np.uint8:
         raise ValueError(
             f"frames must be uint8 [F, H, W, 3] with H, W even, got {frames.dtype} "
             f"{list(frames.shape)}"
         )
+    height, width = frames.shape[1:3]
+    return encode_h264(frames, height, width, FRAMES_PER_SECOND, _OPTIONS)
+
+
+def encode_h264(
+    frames: Iterable[NDArray[np.uint8]], height: int, width: int, rate: int, options: dict[str, str]
+) -> bytes:
+    """The same of frames that are made one by one; rate: per second, options: of x264."""
+    import av
+
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=_OPTIONS)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
