@@ -84,11 +84,12 @@ def verify(
     if source is not None:
         require("onnx", "onnxruntime", "polygraphy", "transformers", extra="verify")
     from ..core.errors import DyCokeError
+    from ..runtime.vision import RTX, TENSORRT
     from ..verify.run import verify_bundle, verify_engines
 
-    if vision not in ("tensorrt", "rtx"):
+    if vision not in (TENSORRT, RTX):
         raise DyCokeError(f"--vision {vision!r} is not allowed; allowed: tensorrt, rtx")
-    if vision == "rtx" and target is None:
+    if vision == RTX and target is None:
         raise DyCokeError("--vision rtx has no effect without --target; add --target cuda")
     if source is None:
         refuse_idle("without --source", vision_tower=vision_tower)

@@ -245,10 +245,10 @@ def _check_vision(bundle: Path, chosen: str, *, plan_backend: bool) -> None:
     from ..bundle.files import open_bundle
     from ..bundle.vision_record import read_vision_record
     from ..runtime.nvidia_smi import visible_gpus
-    from ..runtime.tensorrt_library import TENSORRT, TENSORRT_RTX
-    from ..runtime.vision import RTX
+    from ..runtime.tensorrt_library import TENSORRT_RTX
+    from ..runtime.vision import RTX, TENSORRT
 
-    if chosen == TENSORRT.name:
+    if chosen == TENSORRT:
         by = "Triton's backend" if plan_backend else "a Python model"
         _say(f"vision_ttm runs on: TensorRT, {by}")
     if chosen == RTX:

@@ -13,7 +13,7 @@ from typing import Literal
 from ..core.errors import DyCokeError
 from ..cost.gpus import OLDEST_SM
 from ..runtime.nvidia_smi import driver_cuda, visible_gpus
-from ..runtime.tensorrt_library import TENSORRT_RTX, version_of
+from ..runtime.tensorrt_library import TENSORRT, TENSORRT_RTX, version_of
 from ..runtime.trtllm.counters import COUNTS, counters_path, read_counters
 from ..runtime.trtllm.plugin import COUNTERS, PLUGIN_ABI
 from .plugin_library import plugin_library
@@ -54,15 +54,14 @@ CONTAINERS = (
         "UNVERIFIED: release notes were not read for each of them",
     ),
 )  # fmt: skip
-TENSORRT_LLM, TENSORRT = CONTAINERS[0].tensorrt_llm, CONTAINERS[0].tensorrt
 
 
 def examine() -> list[Finding]:
     """GPU, driver, CUDA, TensorRT, TensorRT-LLM, plugin library, counters."""
     return [
         *_gpu(),
-        _package("TensorRT", TENSORRT, "tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-        _package("TensorRT-LLM", TENSORRT_LLM, "tensorrt-llm"),
+        _package(TENSORRT.title, CONTAINERS[0].tensorrt, *TENSORRT.distributions),
+        _package("TensorRT-LLM", CONTAINERS[0].tensorrt_llm, "tensorrt-llm"),
         _package(TENSORRT_RTX.title, "", *TENSORRT_RTX.distributions),
         _package("Polygraphy", "", "polygraphy"),
         _torch(),

@@ -19,7 +19,7 @@ from typing import Any
 from ..bundle.paths import KERNELS
 from ..core.dtype import Dtype
 from ..core.errors import DyCokeError
-from ..runtime.tensorrt_library import version_of
+from ..runtime.tensorrt_library import TENSORRT
 from .plugin_fields import kernels_manifest, rope_fields
 from .plugin_interfaces import VERSIONS, add_plugin, create_plugin
 from .plugin_library import plugin_library
@@ -46,7 +46,7 @@ def try_plugin(bundle: Path, plugin: Path | None = None) -> list[Trial]:
     plugin: the library, by default the built one. Raises DyCokeError where there is no TensorRT, no
     library, or a bundle without kernels: then nothing can be tried.
     """
-    if version_of("tensorrt", "tensorrt-cu13", "tensorrt-cu12") is None:
+    if TENSORRT.version is None:
         raise DyCokeError("--try-plugin: tensorrt is not installed, so nothing can be tried here")
     library, kernels = plugin_library(plugin), bundle / KERNELS
     rope_fields(kernels)

@@ -32,10 +32,9 @@ def version_of(*packages: str) -> str | None:
 
 @dataclass(frozen=True)
 class Library:
-    """name: of the option --vision. modules: names of the Python module, first choice first.
+    """modules: names of the Python module, first choice first.
     distributions: what it has been called on the package index. remedy: how to get it."""
 
-    name: str
     title: str
     modules: tuple[str, ...]
     distributions: tuple[str, ...]
@@ -55,7 +54,6 @@ class Library:
 
 
 TENSORRT = Library(
-    "tensorrt",
     "TensorRT",
     ("tensorrt",),
     ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
@@ -63,7 +61,6 @@ TENSORRT = Library(
 )
 # Its own archive calls the module tensorrt_rtx; the wheels on the package index do not.
 TENSORRT_RTX = Library(
-    "rtx",
     "TensorRT for RTX",
     ("tensorrt_rtx", "tensorrt_rtx_bindings"),
     ("tensorrt-rtx", "tensorrt-rtx-cu12-bindings", "tensorrt-rtx-cu13-bindings"),

@@ -14,6 +14,7 @@ from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.engines import plugin_interfaces, try_plugin
 from dycoke_trt.engines.plugin_interfaces import VERSIONS, create_plugin
 from dycoke_trt.engines.plugin_nodes import ROPE_INPUTS
+from dycoke_trt.runtime import tensorrt_library
 from dycoke_trt.tests.engines.network import fake_tensorrt
 from dycoke_trt.tests.support import assert_one_line, dycoke
 
@@ -88,7 +89,7 @@ def test_trials_are_read_from_their_processes(
     """Without tensorrt both processes end with Python's own last line."""
     assert_one_line(dycoke("doctor", "--try-plugin", tmp_path), "tensorrt is not installed")
     assert_one_line(dycoke("doctor", "--plugin", "x.so"), "--plugin x.so has no effect without")
-    monkeypatch.setattr(try_plugin, "version_of", lambda *_: "10.14.1")
+    monkeypatch.setattr(tensorrt_library, "version_of", lambda *_: "10.14.1")
     monkeypatch.setattr(try_plugin, "plugin_library", lambda _: Path("x.so"))
     bundle = tmp_path / "bundle"
     bundle.mkdir()

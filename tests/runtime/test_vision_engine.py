@@ -37,7 +37,7 @@ def standins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, LoadedLibrar
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setattr(vision_engine, "find_gpu", lambda: torch.device("cpu"))
     tensorrt_library._load.cache_clear()
-    yield {library.name: library.load() for library in (TENSORRT, TENSORRT_RTX)}
+    yield {library.title: library.load() for library in (TENSORRT, TENSORRT_RTX)}
     for module in ("tensorrt", "tensorrt_rtx"):
         del sys.modules[module]  # or other tests would take them for NVIDIA's
     tensorrt_library._load.cache_clear()
@@ -45,12 +45,12 @@ def standins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, LoadedLibrar
 
 @pytest.fixture
 def library(standins: dict[str, LoadedLibrary]) -> LoadedLibrary:
-    return standins["tensorrt"]
+    return standins[TENSORRT.title]
 
 
 @pytest.fixture
 def rtx(standins: dict[str, LoadedLibrary]) -> LoadedLibrary:
-    return standins["rtx"]
+    return standins[TENSORRT_RTX.title]
 
 
 def engine(bundle: Path, folder: Path, library: LoadedLibrary, **options: Any) -> EngineVision:
@@ -123,7 +123,7 @@ def test_what_the_library_refuses_is_one_line_with_its_reason(
 
 
 def test_what_is_not_installed_or_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = tensorrt_library.Library("x", "TensorRT X", ("tensorrt_x",), (), "run: pip install x")
+    absent = tensorrt_library.Library("TensorRT X", ("tensorrt_x",), (), "run: pip install x")
     with pytest.raises(DyCokeError, match="TensorRT X is not installed; run: pip install x"):
         absent.load()
     assert absent.version is None
