@@ -77,6 +77,17 @@ class Checkpoint:
         file, source = self._places[name]
         return file.tensor(source)
 
+    def converted(self, piece: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+        """A piece of what becomes `name`, in another dtype. Raises DyCokeError for values that the
+        dtype cannot hold."""
+        converted = piece.to(dtype)
+        if not bool(converted.isfinite().all()):
+            raise DyCokeError(
+                f"{self.directory}: tensor {name} is not finite in {dtype}; export with bf16 or "
+                "fp32, or check the checkpoint"
+            )
+        return converted
+
     def chunks(
         self, name: str, start: int, stop: int, limit: int = CHUNK_BYTES
     ) -> Iterator[Tensor]:

@@ -20,7 +20,6 @@ from ..bundle.safetensors_file import CHUNK_BYTES, TensorPlan, write_safetensors
 from ..bundle.writing import writing
 from ..core.config import DyCokeConfig
 from ..core.dtype import Dtype
-from ..core.errors import DyCokeError
 from .checkpoint import Checkpoint
 
 _NORMS = {
@@ -68,13 +67,7 @@ def _pieces(
 ) -> Iterator[Tensor]:
     """The rank's part of a TensorRT-LLM tensor, in `dtype`, in pieces."""
     for piece in _source_pieces(checkpoint, name, rank, tp):
-        converted = piece.to(dtype)
-        if not bool(converted.isfinite().all()):
-            raise DyCokeError(
-                f"{checkpoint.directory}: {name} is not finite in {dtype}; export with bf16 or "
-                "fp32, or check the checkpoint"
-            )
-        yield converted
+        yield checkpoint.converted(piece, dtype, name)
 
 
 def _source_pieces(checkpoint: Checkpoint, name: str, rank: int, tp: int) -> Iterator[Tensor]:

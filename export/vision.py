@@ -98,13 +98,7 @@ def weight_plans(checkpoint: Checkpoint, model: VisionModel) -> list[TensorPlan]
         tensor = checkpoint.tensor(source)
         if len(shape) == 2 and name.endswith(".weight"):  # torch keeps [out, in]
             tensor = tensor.flatten(1).t()
-        converted = tensor.to(model.dtype)
-        if not bool(converted.isfinite().all()):
-            raise DyCokeError(
-                f"{checkpoint.directory}: tensor {source} is not finite in {model.dtype}; export "
-                "with bf16 or fp32, or check the checkpoint"
-            )
-        yield converted.contiguous()
+        yield checkpoint.converted(tensor, model.dtype, source).contiguous()
 
     def plan(name: str, shape: torch.Size) -> TensorPlan:
         return TensorPlan(name, tuple(shape), model.dtype, lambda: chunks(name, shape))
