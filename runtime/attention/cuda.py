@@ -23,6 +23,8 @@ from ...kernels.interpreter import INTERPRETED
 from ...kernels.rotary import rotary, rotary_table
 from ...kernels.score import ScoreWorkspace, score_logits
 from ...kernels.select import SelectionOutput, select
+from ...kernels.token_attention import token_attention
+from ...kernels.token_select import TokenSelectionOutput, select_tokens
 
 
 class Rows(NamedTuple):
@@ -110,7 +112,7 @@ class PromptChunk:
 
 
 class KernelPruner(NamedTuple):
-    """Scores and selects on the device; what it selected stays in `selection`."""
+    """Scores and selects blocks on the device; what it selected stays in `selection`."""
 
     config: DyCokeConfig
     state: ReselectionState
@@ -126,6 +128,41 @@ class KernelPruner(NamedTuple):
             threshold=self.config.gate_threshold, reduce=self.config.block_reduce, padding=False,
         )  # fmt: skip
 
+    def attend(
+        self, layer: int, rotated: Tensor, cache: CudaCache, out: Tensor, work: AttentionWorkspace
+    ) -> None:
+        """Attention of a layer >= l to what was selected."""
+        paged_attention(
+            rotated, cache.pool, self.selection.table, self.selection.lengths, out, work,
+            heads=cache.config.heads, layer=layer,
+        )  # fmt: skip
+
+
+class TokenPruner(NamedTuple):
+    """The same at token granularity."""
+
+    config: DyCokeConfig
+    state: ReselectionState
+    keep_table: Tensor  # of token_keep_table
+    scores: ScoreWorkspace
+    selection: TokenSelectionOutput
+
+    def select(self, layer: int, rotated: Tensor, cache: CudaCache, rows: Rows) -> None:
+        score_logits(rotated, cache.pool, rows.table, rows.lengths, self.scores, layer=layer)
+        select_tokens(
+            self.state, rows.table, rows.lengths, rows.context_lengths, self.scores,
+            self.keep_table, self.selection, layers=cache.config.layers, mode=self.config.gate_mode,
+            threshold=self.config.gate_threshold, memory=self.config.memory,
+        )  # fmt: skip
+
+    def attend(
+        self, layer: int, rotated: Tensor, cache: CudaCache, out: Tensor, work: AttentionWorkspace
+    ) -> None:
+        token_attention(
+            rotated, cache.pool, self.selection.slots, self.selection.lengths, out, work,
+            heads=cache.config.heads, layer=layer,
+        )  # fmt: skip
+
 
 class DecodeStep:
     """`Attention` of one token of each row; context_lengths are the rows' prompt lengths.
@@ -138,21 +175,21 @@ class DecodeStep:
         cache: CudaCache,
         rows: Rows,
         workspace: AttentionWorkspace,
-        pruner: KernelPruner | None,
+        pruner: KernelPruner | TokenPruner | None,
     ) -> None:
         self._cache, self._rows, self._workspace, self._pruner = cache, rows, workspace, pruner
-        self._table, self._lengths = rows.table, rows.lengths
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
-        cache, config, pruner = self._cache, self._cache.config, self._pruner
-        rotated = cache.rotate(layer, qkv, self._rows)
+        cache, config, pruner, rows = self._cache, self._cache.config, self._pruner, self._rows
+        rotated = cache.rotate(layer, qkv, rows)
         if pruner is not None and layer == pruner.config.scoring_layer:
-            pruner.select(layer, rotated, cache, self._rows)
-        if pruner is not None and layer == pruner.config.l:
-            self._table, self._lengths = pruner.selection.table, pruner.selection.lengths
+            pruner.select(layer, rotated, cache, rows)
         out = qkv.new_empty(len(qkv), config.heads, config.head_dim)
-        paged_attention(
-            rotated, cache.pool, self._table, self._lengths, out, self._workspace,
-            heads=config.heads, layer=layer,
-        )  # fmt: skip
+        if pruner is not None and layer >= pruner.config.l:
+            pruner.attend(layer, rotated, cache, out, self._workspace)
+        else:
+            paged_attention(
+                rotated, cache.pool, rows.table, rows.lengths, out, self._workspace,
+                heads=config.heads, layer=layer,
+            )  # fmt: skip
         return out.flatten(1)

@@ -22,9 +22,10 @@ def cuda_runner(
 ) -> ModelRunner:
     """The model where its weights lie, with an empty pool. max_batch: lanes of the largest graph.
 
-    Raises DyCokeError for a device that is no GPU, and for token granularity.
+    Raises DyCokeError for a device that is no GPU.
     """
-    config.check_paper_selection("the native backend on a GPU")
+    if config.granularity == "block":
+        config.check_paper_selection("the native backend on a GPU")
     model, embedding = Qwen2(llm, weights, KernelOperators()), weights.embedding
     cache = CudaCache(llm, num_blocks, tokens_per_block, embedding.dtype, embedding.device)
     state = pruning_state(cache, config)

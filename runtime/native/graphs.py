@@ -16,15 +16,15 @@ import torch
 from ...arch.qwen2 import Qwen2
 from ...core.config import DyCokeConfig
 from ...core.decisions import Decision
-from ...core.errors import DyCokeError
 from ...core.pool import encode_table
-from ...core.reselection import block_keep_table
+from ...core.reselection import block_keep_table, token_keep_table
 from ...core.state import SPAN_BEGIN, SPAN_END, ReselectionState
 from ...kernels.attention import AttentionWorkspace, splits_for
 from ...kernels.common import padded
 from ...kernels.score import MOST_SPLITS, ScoreWorkspace
 from ...kernels.select import SelectionOutput
-from ..attention.cuda import CudaCache, DecodeStep, KernelPruner, Rows
+from ...kernels.token_select import TokenSelectionOutput
+from ..attention.cuda import CudaCache, DecodeStep, KernelPruner, Rows, TokenPruner
 from ..selection import SelectionCounts, StepTrace, Trace
 from ..steps import Lane, StepLogits
 
@@ -45,12 +45,9 @@ class Bucket:
         self.owners: list[list[int]] = []  # blocks of the lanes that `table` shows
         splits = splits_for(size * layout.kv_heads, decoder.processors, MOST_SPLITS)
         self.attention = AttentionWorkspace(size, config.heads, config.head_dim, splits, device)
+        self.pruner: KernelPruner | TokenPruner | None = None
         if decoder.state is not None:
-            self.scores = ScoreWorkspace.allocate(
-                size, config.heads, width, layout.tokens_per_block, splits, device
-            )
-            self.selection = SelectionOutput.allocate(size, width, device)
-            self.selection.counters = decoder.counters
+            self.pruner = decoder.pruner(decoder.state, size, width, splits)
         self.logits = torch.empty(0)
         self.report = torch.empty(0)  # what a step reads back
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -74,8 +71,6 @@ class Bucket:
 class GraphDecoder:
     """Decodes whole steps of a model; graphs are recorded when first needed.
 
-    Raises DyCokeError for token granularity: what moves is blocks.
-
     counters: int64 [4] on the device, how often each gate decision was taken since the beginning.
     selection: the same on the host, with what was attended to, as of the last step.
     """
@@ -90,10 +85,6 @@ class GraphDecoder:
         *,
         graphs: bool | None = None,
     ) -> None:
-        if state is not None and config.granularity != "block":
-            raise DyCokeError(
-                f"granularity={config.granularity!r} runs on a CPU only; on a GPU use 'block'"
-            )
         self.model, self.cache, self.config, self.state = model, cache, config, state
         self.max_batch = max_batch
         cuda = model.device.type == "cuda"
@@ -101,7 +92,11 @@ class GraphDecoder:
         self.processors = (
             torch.cuda.get_device_properties(model.device).multi_processor_count if cuda else 2
         )
-        self.keep_table = block_keep_table(config.p, cache.layout.num_blocks).to(model.device)
+        if config.granularity == "block":
+            keep_table = block_keep_table(config.p, cache.layout.num_blocks)
+        else:
+            keep_table = token_keep_table(config.p, model.config.max_positions)
+        self.keep_table = keep_table.to(model.device)
         self.counters = torch.zeros(len(Decision), dtype=torch.int64, device=model.device)
         self.selection = SelectionCounts()
         self._buckets: dict[tuple[int, int], Bucket] = {}
@@ -159,15 +154,10 @@ class GraphDecoder:
     def _run(self, bucket: Bucket) -> None:
         """One step on the bucket's buffers. Launches only: no allocation outside the graph's pool,
         nothing read back."""
-        model, state = self.model, self.state
+        model = self.model
         tokens, lengths, prompts = bucket.inputs[:, : bucket.size].unbind()
         rows = Rows(bucket.table, lengths, prompts)
-        pruner = None
-        if state is not None:
-            pruner = KernelPruner(
-                self.config, state, self.keep_table, bucket.scores, bucket.selection
-            )
-        attention = DecodeStep(self.cache, rows, bucket.attention, pruner)
+        attention = DecodeStep(self.cache, rows, bucket.attention, bucket.pruner)
         hidden = model.weights.embedding[tokens.long()]
         residual, delta = model.forward(hidden, attention)
         _, normed = model.add_norm(residual, delta, model.weights.final_norm)
@@ -175,24 +165,46 @@ class GraphDecoder:
         best = bucket.logits.argmax(-1)  # NaN counts as the largest
         largest = bucket.logits.gather(1, best[:, None])[:, 0]
         bucket.report = best.where(largest.isfinite(), -1)
-        if state is not None:
-            attended = bucket.selection.lengths.sum(dim=0, keepdim=True)
+        if bucket.pruner is not None:
+            attended = bucket.pruner.selection.lengths.sum(dim=0, keepdim=True)
             bucket.report = torch.cat([bucket.report, self.counters, attended])
+
+    def pruner(
+        self, state: ReselectionState, size: int, width: int, splits: int
+    ) -> KernelPruner | TokenPruner:
+        """What up to `size` lanes with tables of `width` blocks select with."""
+        config, device = self.model.config, self.model.device
+        block = state.tokens_per_block
+        scores = ScoreWorkspace.allocate(size, config.heads, width, block, splits, device)
+        shared = (self.config, state, self.keep_table, scores)
+        if self.config.granularity == "block":
+            blocks = SelectionOutput.allocate(size, width, device)
+            blocks.counters = self.counters
+            return KernelPruner(*shared, blocks)
+        tokens = TokenSelectionOutput.allocate(size, width, block, device)
+        tokens.counters = self.counters
+        return TokenPruner(*shared, tokens)
 
     def _trace(self, bucket: Bucket, row: int, lane: Lane) -> StepTrace:
         """What the step did to one lane, read back: for figures and tests, it synchronises."""
         state, size = self.state, self.cache.layout.tokens_per_block
         assert state is not None
+        assert bucket.pruner is not None
         record = state.record[lane.blocks[(lane.prompt_length - 1) // size]].tolist()
         blocks = torch.tensor(lane.blocks, device=self.model.device)
         position = torch.arange(record[SPAN_BEGIN], record[SPAN_END], device=self.model.device)
         place = blocks[position // size], position % size
         visual = state.visual[place]
-        attended = -(-int(bucket.selection.lengths[row]) // size)
-        kept = torch.isin(bucket.table[row, 0], bucket.selection.table[row, 0, :attended])
+        selection = bucket.pruner.selection
+        attended = int(selection.lengths[row])
+        if isinstance(selection, SelectionOutput):
+            entries = selection.table[row, 0, : -(-attended // size)]
+            kept = torch.isin(bucket.table[row, 0, position // size], entries)
+        else:
+            kept = torch.isin(place[0] * size + place[1], selection.slots[row, :attended])
         return StepTrace(
-            decision=Decision(int(bucket.selection.decision[row])),
-            similarity=float(bucket.selection.similarity[row]),
+            decision=Decision(int(selection.decision[row])),
+            similarity=float(selection.similarity[row]),
             scores=state.scores[place][visual].cpu(),
-            kept=kept[position // size][visual].nonzero()[:, 0].cpu(),
+            kept=kept[visual].nonzero()[:, 0].cpu(),
         )

@@ -14,7 +14,6 @@ from dycoke_trt.compress.ttm import Ttm
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.dtype import Dtype
-from dycoke_trt.core.errors import DyCokeError
 from dycoke_trt.demo import MODEL_DIR
 from dycoke_trt.export.checkpoint import open_checkpoint
 from dycoke_trt.export.llm import export_llm
@@ -36,6 +35,7 @@ CONFIGS = {
     "reuse": DyCokeConfig(l=2, p=0.5),
     "max, l=0": DyCokeConfig(l=0, p=0.7, block_reduce="max", gate_threshold=0.99),
     "full": DyCokeConfig(l=1, p=0.5, gate="full", gate_threshold=0.5),
+    "tokens": DyCokeConfig(l=2, p=0.5, granularity="token", memory=0.6),
 }
 Traces = list[tuple[str, StepTrace]]
 
@@ -50,7 +50,7 @@ def tiny_engine(device: str, config: DyCokeConfig, traces: Traces, chunk: int) -
     return Scheduler(runner, limits, lambda name, step: traces.append((name, step)))
 
 
-@pytest.mark.parametrize(("name", "chunk"), [*zip(CONFIGS, (2048, 7, 2048, 9), strict=True)])
+@pytest.mark.parametrize(("name", "chunk"), [*zip(CONFIGS, (2048, 7, 2048, 9, 7), strict=True)])
 def test_device_equals_cpu(name: str, chunk: int) -> None:
     """Three requests on two lanes: ragged, batches that change, blocks that are recycled."""
     answers, traces, counts = [], [], []
@@ -148,9 +148,10 @@ def test_a_prompt_in_chunks_is_the_prompt(dtype: torch.dtype) -> None:
     torch.testing.assert_close(last[1], last[0], atol=tolerance * scale, rtol=0)
 
 
-def test_unused_lanes_change_nothing() -> None:
+@pytest.mark.parametrize("name", ["reuse", "tokens"])
+def test_unused_lanes_change_nothing(name: str) -> None:
     """The step that a graph is recorded with: pool, state and counters stay as they were."""
-    engine = tiny_engine("device", CONFIGS["reuse"], [], 2048)
+    engine = tiny_engine("device", CONFIGS[name], [], 2048)
     decoder = model_runner(engine).decoder
     assert isinstance(decoder, GraphDecoder)
     assert decoder.state is not None
@@ -159,11 +160,14 @@ def test_unused_lanes_change_nothing() -> None:
     before = [
         pool.clone(),
         decoder.state.scores.clone(),
+        decoder.state.average.clone(),
+        decoder.state.keep.clone(),
         decoder.counters.clone(),
     ]
     decoder.graphs = False
     decoder.step([Lane(0, 0, 0, [0])] * 2)
-    after = [pool, decoder.state.scores, decoder.counters]
+    state = decoder.state
+    after = [pool, state.scores, state.average, state.keep, decoder.counters]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -192,9 +196,3 @@ def test_buckets_are_powers_of_two_up_to_the_batch() -> None:
     decoder.graphs, decoder.max_batch = False, 6
     decoder.prepare(6, 9)
     assert sorted(decoder._buckets) == [(1, 16), (2, 16), (4, 16), (6, 16)]
-
-
-def test_token_granularity_is_refused() -> None:
-    config = DyCokeConfig(l=2, p=0.5, granularity="token")
-    with pytest.raises(DyCokeError, match="granularity='token' runs on a CPU only"):
-        tiny_engine("device", config, [], 2048)
