@@ -26,6 +26,9 @@ def export(
     p: P = 0.7,
     ttm: Annotated[str, typer.Option("--ttm", help="paper or off.")] = "paper",
     gate: Gate = "reuse",
+    granularity: Annotated[
+        str, typer.Option("--granularity", help="block, or token (native backend alone).")
+    ] = "block",
     block_reduce: Annotated[str, typer.Option("--block-reduce", help="sum or max.")] = "sum",
     dtype: Annotated[
         str, typer.Option("--dtype", help="float32, float16 or bfloat16.")
@@ -44,9 +47,14 @@ def export(
     targets = () if kernel_target == "none" else tuple(kernel_target.split(","))
     if targets:
         require("triton", extra="export")
+    from ..core.errors import DyCokeError
     from ..export.bundle import export_bundle
 
-    config = dycoke_config(k=k, l=l, p=p, ttm=ttm, gate=gate, block_reduce=block_reduce)
+    config = dycoke_config(
+        k=k, l=l, p=p, ttm=ttm, gate=gate, granularity=granularity, block_reduce=block_reduce
+    )
+    if granularity == "token" and block_reduce != "sum":
+        raise DyCokeError(f"--block-reduce {block_reduce} has no effect with --granularity token")
     manifest = export_bundle(
         model,
         output,

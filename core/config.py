@@ -34,8 +34,8 @@ class DyCokeConfig:
         selection (paper), attend to the `full` cache (released code), `always` reselect, or keep
         the first selection for good (`once`).
     gate_threshold: cosine at and above which scores count as unchanged, 0..1 (paper: 0.9).
-    granularity: `block` selects whole KV blocks (what engines run); `token` selects tokens (the
-        accuracy oracle).
+    granularity: `block` selects whole KV blocks; `token` selects tokens, as the paper does (the
+        native backend and the accuracy oracle; TensorRT-LLM attends to blocks alone).
     block_reduce: how a block's score comes from its tokens' scores.
     seed: seed of `ttm="random"`.
     memory: weight m of the past in the averaged scores that selection ranks,
@@ -127,6 +127,14 @@ class DyCokeConfig:
                     f"{name}={value!r} is not run by {runner}; allowed there: {name}={paper!r}; "
                     "eval/oracle.py runs it"
                 )
+
+    def check_block_selection(self, runner: str) -> None:
+        """Raises DyCokeError for token granularity, which `runner` does not run."""
+        if self.p > 0 and self.granularity != "block":
+            raise DyCokeError(
+                f"granularity={self.granularity!r} is not run by {runner}; allowed there: "
+                "granularity='block'; the native backend (--target cpu, --target cuda) runs it"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Fields and values; a field younger than the first bundles only where it is not default.

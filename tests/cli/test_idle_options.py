@@ -22,6 +22,10 @@ PROFILE = ("profile", "Why?", "--video", "no.mp4", "-o", "out", "--offline", "bu
             ("build", "--model", "llava-ov-7b", "--target", "h100", "--dry-run", "--tp", "0"),
             "--tp 0 is impossible",
         ),
+        (
+            ("export", "m", "-o", "b", "--granularity", "token", "--block-reduce", "max"),
+            "--block-reduce max has no effect with --granularity token",
+        ),
         (("verify", "b", "--vision-tower", "t"), "--vision-tower t has no effect without --source"),
         (("ask", "b", "Why?", "--frames", "8"), "--frames 8 has no effect without --video"),
         ((*BENCH, "--rate", "2", "--concurrency", "4"), "give one of them"),
