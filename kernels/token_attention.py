@@ -52,8 +52,8 @@ def token_attention_kernel(
         valid = t < end
         inside = valid[:, None] & (d < HEAD_DIM)[None, :]
         slot = tl.load(line + t, mask=valid, other=0)
-        slab = (slot // BLOCK).to(tl.int64) * (2 * layers) + 2 * layer
-        vector = (slab * KV_HEADS + kv_head) * BLOCK + slot % BLOCK
+        slab = (slot // BLOCK) * (2 * layers) + 2 * layer
+        vector = (slab.to(tl.int64) * KV_HEADS + kv_head) * BLOCK + slot % BLOCK
         place = pool + vector[:, None] * HEAD_DIM + d[None, :]
         k = tl.load(place, mask=inside, other=0.0)
         # The V slab of a block and layer follows its K slab (core/pool.py).

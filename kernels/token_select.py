@@ -87,7 +87,7 @@ def score_tokens(
     dot = tl.zeros([TILE_BLOCKS, BLOCK], tl.float32)
     norm_now = tl.zeros([TILE_BLOCKS, BLOCK], tl.float32)
     norm_before = tl.zeros([TILE_BLOCKS, BLOCK], tl.float32)
-    visual_count = tl.zeros([TILE_BLOCKS, BLOCK], tl.int32)
+    visual_count = tl.zeros([TILE_BLOCKS], tl.int32)
     for first in range(span_first, span_last, TILE_BLOCKS):
         position, visual, now, before, average = score_tile(
             scores, top, inverse, keys, state_scores, state_average, state_visual,
@@ -97,7 +97,7 @@ def score_tokens(
         dot += now * before
         norm_now += now * now
         norm_before += before * before
-        visual_count += visual.to(tl.int32)
+        visual_count += tl.sum(visual.to(tl.int32), 1)
         key = score_key(average, visual)
         tl.store(ranked + position, key, mask=position < span_last * BLOCK)
     return dot, norm_now, norm_before, visual_count
@@ -164,7 +164,7 @@ def token_select_kernel(
         HEADS, HEADS_PAD, SPLITS_PAD, BLOCK, TILE_BLOCKS, FUSED,
     )  # fmt: skip
     decision, cosine = decide(dot, norm_now, norm_before, known, first_step, mode, threshold)
-    wanted = tl.load(keep_table + tl.sum(tl.sum(visual_count, 1), 0))
+    wanted = tl.load(keep_table + tl.sum(visual_count, 0))
 
     # The keys of all tokens are read by all threads.
     tl.debug_barrier()
