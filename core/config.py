@@ -128,14 +128,6 @@ class DyCokeConfig:
                     "eval/oracle.py runs it"
                 )
 
-    def check_block_selection(self, runner: str) -> None:
-        """Raises DyCokeError for token granularity, which `runner` does not run."""
-        if self.p > 0 and self.granularity != "block":
-            raise DyCokeError(
-                f"granularity={self.granularity!r} is not run by {runner}; allowed there: "
-                "granularity='block'; the native backend (--target cpu, --target cuda) runs it"
-            )
-
     def to_dict(self) -> dict[str, Any]:
         """Fields and values; a field younger than the first bundles only where it is not default.
 

@@ -113,10 +113,9 @@ def plan_build(
     as the profile allows (PROFILES; default balanced).
 
     kv_fraction: of what weights, activations and reserve leave. blocks: allowed sizes. Raises
-    DyCokeError for options out of range, for token granularity, and for a model or a batch that
-    does not fit, with both sizes and the way out.
+    DyCokeError for options out of range, and for a model or a batch that does not fit, with both
+    sizes and the way out.
     """
-    model.config.check_block_selection("the TensorRT-LLM engine")
     if tokens_per_block not in blocks:
         raise DyCokeError(
             f"--tokens-per-block {tokens_per_block} is not allowed; "

@@ -128,13 +128,6 @@ def test_options_out_of_range(options: dict[str, float], message: str) -> None:
         plan_build(model(), find_target_gpu("h100"), **options)
 
 
-def test_token_granularity_is_the_native_backends() -> None:
-    tokens = replace(model(), config=DyCokeConfig(granularity="token"))
-    with pytest.raises(DyCokeError, match="granularity='token' is not run by the TensorRT-LLM"):
-        plan_build(tokens, find_target_gpu("h200"))
-    plan_build(replace(tokens, config=tokens.config.with_changes(p=0)), find_target_gpu("h200"))
-
-
 def test_what_does_not_fit_is_refused_with_both_sizes() -> None:
     with pytest.raises(DyCokeError, match=r"needs 1\d\d.* GB per GPU at TP=1, it has 80.0 GB"):
         plan_build(model("llava-ov-72b"), find_target_gpu("h100"))

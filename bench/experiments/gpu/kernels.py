@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....core.decisions import GateMode
 from ....core.pool import PoolLayout, encode_table
-from ....core.reselection import block_keep_table
+from ....core.reselection import block_keep_table, token_keep_table
 from ....core.state import ReselectionState, write_context
 from ....cost.dims import LlmDims
 from ....kernels.attention import AttentionWorkspace, paged_attention, splits_for
@@ -18,6 +18,8 @@ from ....kernels.fused import add_norm, swiglu
 from ....kernels.rotary import rotary, rotary_table
 from ....kernels.score import MOST_SPLITS, ScoreWorkspace, reduce_scores, score_logits
 from ....kernels.select import SelectionOutput, select
+from ....kernels.token_attention import token_attention
+from ....kernels.token_select import TokenSelectionOutput, select_tokens
 from .aims import ATTENTION, SELECT_PATH
 from .rates import CUDA, DEVICE, seconds
 
@@ -54,6 +56,12 @@ def time_kernels(
     visual[:, 14 : context - 60] = True
     write_context(state, blocks, torch.zeros_like(prompts), prompts, visual)
     keep = block_keep_table(0.7, width).to(DEVICE)
+    by_token = ReselectionState.allocate(layout.num_blocks, block, DEVICE, "token")
+    write_context(by_token, blocks, torch.zeros_like(prompts), prompts, visual)
+    keep_tokens = token_keep_table(0.7, width * block).to(DEVICE)
+    tokens = TokenSelectionOutput.allocate(batch, width, block, DEVICE)
+    slots = blocks.repeat_interleave(block, 1) * block
+    slots = (slots + torch.arange(width * block, device=DEVICE) % block).int()  # of every token
     hidden = torch.randn(batch, dims.hidden, device=DEVICE, dtype=dtype)
     norm, normed, summed = hidden[0].clone(), torch.empty_like(hidden), torch.empty_like(hidden)
     gate_up = torch.randn(batch, 2 * dims.intermediate, device=DEVICE, dtype=dtype)
@@ -90,6 +98,19 @@ def time_kernels(
             logits + 9 * batch * context + 16 * batch * width,
         ),
         SELECT_PATH: (select_path, kv + 2 * logits + 9 * batch * context + 16 * batch * width),
+        "attention over a list of all": (
+            lambda layer: token_attention(
+                rotated, pool, slots, lengths, out, attention, heads=dims.heads, layer=layer
+            ),
+            2 * kv + 4 * batch * context * dims.kv_heads,
+        ),
+        "score, gate, select and list tokens": (
+            lambda _: select_tokens(
+                by_token, table, lengths, prompts, scores, keep_tokens, tokens, layers=layers,
+                mode=GateMode.ALWAYS,
+            ),
+            logits + 14 * batch * context,
+        ),
         "score alone": (
             lambda _: reduce_scores(scores, lengths, shares),
             logits + 4 * batch * width * block,
