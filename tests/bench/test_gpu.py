@@ -39,7 +39,8 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     (model,) = report["models"]
     assert {row["kernel"] for row in model["kernels"]} == {
         "attention (K and V)", "score: logits and statistics", "score, gate, select, compact",
-        "select path (both launches)", "score alone", "gate, select, compact",
+        "select path (both launches)", "attention over a list of all",
+        "score, gate, select and list tokens", "score alone", "gate, select, compact",
         "rotary and KV write", "residual and RMSNorm", "SwiGLU",
     }  # fmt: skip
     assert model["vision"][0]["survivors"] == 7  # of 4 frames of 4 tokens at K = 0.7
