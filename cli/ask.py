@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,10 +101,13 @@ def ask(
 
 
 def _report(answer: Answer) -> dict[str, Any]:
-    """finish: of an answer in this process; request_id: of a server's."""
+    """finish, config and selection: of an answer in this process; request_id: of a server's."""
     own = {
-        name: getattr(answer, name) for name in ("finish", "request_id") if hasattr(answer, name)
+        name: getattr(answer, name)
+        for name in ("finish", "request_id", "config", "selection")
+        if hasattr(answer, name)
     }
+    ran = {name: asdict(own.pop(name)) for name in ("config", "selection") if name in own}
     return {
         "text": answer.text,
         **own,
@@ -113,6 +117,7 @@ def _report(answer: Answer) -> dict[str, Any]:
         "visual_tokens": answer.visual_tokens,
         "time_to_first_token": answer.time_to_first_token,
         "tokens_per_second": answer.tokens_per_second,
+        **ran,
     }
 
 

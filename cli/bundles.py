@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from ..core.extras import require
-from .options import AsJson, Bundle, Gate, K, L, P, dycoke_config, refuse_idle
-from .tables import print_table
+from .options import AsJson, Bundle, preset_config, refuse_idle
 
 VisionTower = Annotated[
     Path | None,
@@ -21,15 +20,34 @@ VisionTower = Annotated[
 def export(
     model: Annotated[Path, typer.Argument(help="Checkpoint directory.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle to write.")],
-    k: K = 0.7,
-    l: L = 3,
-    p: P = 0.7,
-    ttm: Annotated[str, typer.Option("--ttm", help="paper or off.")] = "paper",
-    gate: Gate = "reuse",
+    preset: Annotated[
+        str,
+        typer.Option("--preset", help="tuned, paper or reference; the options below change it."),
+    ] = "tuned",
+    k: Annotated[
+        float | None, typer.Option("--k", help="TTM pruning rate K, 0 <= K < 1; default 0.7.")
+    ] = None,
+    l: Annotated[
+        int | None, typer.Option("--l", help="Layers >= L prune in decoding; default 3.")
+    ] = None,
+    p: Annotated[
+        float | None, typer.Option("--p", help="KV pruning rate P, 0 <= P < 1; default 0.7.")
+    ] = None,
+    ttm: Annotated[str | None, typer.Option("--ttm", help="paper or off.")] = None,
+    gate: Annotated[str | None, typer.Option("--gate", help="reuse, full, always or once.")] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option("--memory", help="Weight of the past in averaged scores, 0 <= M < 1."),
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option("--order", help="How tokens lie in blocks: raster or importance.")
+    ] = None,
     granularity: Annotated[
-        str, typer.Option("--granularity", help="block, or token (native backend alone).")
-    ] = "block",
-    block_reduce: Annotated[str, typer.Option("--block-reduce", help="sum or max.")] = "sum",
+        str | None, typer.Option("--granularity", help="block, or token (native backend alone).")
+    ] = None,
+    block_reduce: Annotated[
+        str | None, typer.Option("--block-reduce", help="In raster order: sum or max.")
+    ] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", help="float32, float16 or bfloat16.")
     ] = "bfloat16",
@@ -50,11 +68,15 @@ def export(
     from ..core.errors import DyCokeError
     from ..export.bundle import export_bundle
 
-    config = dycoke_config(
-        k=k, l=l, p=p, ttm=ttm, gate=gate, granularity=granularity, block_reduce=block_reduce
-    )
-    if granularity == "token" and block_reduce != "sum":
-        raise DyCokeError(f"--block-reduce {block_reduce} has no effect with --granularity token")
+    given = {
+        "k": k, "l": l, "p": p, "ttm": ttm, "gate": gate, "memory": memory, "order": order,
+        "granularity": granularity, "block_reduce": block_reduce,
+    }  # fmt: skip
+    if granularity == "token":
+        refuse_idle("with --granularity token", order=order, block_reduce=block_reduce)
+        given["order"] = "raster"
+    chosen = {name: value for name, value in given.items() if value is not None}
+    config = preset_config(preset).with_changes(**chosen)
     manifest = export_bundle(
         model,
         output,
@@ -68,6 +90,7 @@ def export(
     )
     size = sum(part.size for part in manifest.parts.values())
     typer.echo(f"{output}: {len(manifest.parts)} files, {size / 1e6:,.1f} MB, {dtype}, TP={tp}")
+    typer.echo(f"{config}")
     tower = f" --vision-tower {vision_tower}" if vision_tower else ""
     typer.echo(f"next: dycoke verify {output} --source {model}{tower}")
 

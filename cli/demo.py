@@ -7,17 +7,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..core.extras import require
 from .options import Frames
 
-# Rates and block size at which the small model answers its clips as its oracle does: the best
-# block score for it is `max` (docs/accuracy.md), and 16 frames leave it 361 visual tokens.
-RATES: dict[str, Any] = {"k": 0.5, "l": 2, "p": 0.5, "block_reduce": "max"}
-TOKENS_PER_BLOCK = 8
+# What `export` takes, but for the P at which the small model answers all of its clips.
+P, TOKENS_PER_BLOCK = 0.5, 16
 
 
 def demo(
@@ -44,9 +42,8 @@ def demo(
 
     tritonserver = find_tritonserver()
     with _stage("export") as note:
-        manifest = export_bundle(
-            MODEL_DIR, output, DyCokeConfig(**RATES), dtype="float32", replace=True
-        )
+        config = DyCokeConfig.tuned().with_changes(p=P)
+        manifest = export_bundle(MODEL_DIR, output, config, dtype="float32", replace=True)
         manifest.visual_tokens(frames)  # refuses a wrong number before the long stages
         note(f"{output}, {sum(part.size for part in manifest.parts.values()) / 1e6:.1f} MB")
     with _stage("verify") as note:

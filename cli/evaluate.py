@@ -121,11 +121,7 @@ def _settings(config: DyCokeConfig, block: int | None) -> dict[str, Setting]:
 
     settings = {"full tokens": Setting(DyCokeConfig.off())}
     if config.p > 0 or (config.k > 0 and config.ttm != "off"):
-        named = f"K={config.k} L={config.l} P={config.p} ttm {config.ttm}, gate {config.gate}"
-        if config.memory > 0:
-            named += f", memory {config.memory}"
-        if block is not None and config.p > 0:
-            named += f", blocks of {block} in {config.order} order"
+        named = str(config) if block is None or config.p == 0 else f"{config}, of {block} tokens"
         settings[named] = Setting(config, block)
     return settings
 

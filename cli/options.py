@@ -57,3 +57,17 @@ def dycoke_config(**fields: Any) -> DyCokeConfig:
     from ..core.config import DyCokeConfig
 
     return DyCokeConfig.from_dict(fields)
+
+
+def preset_config(name: str) -> DyCokeConfig:
+    from ..core.config import DyCokeConfig
+    from ..core.errors import DyCokeError
+
+    presets = {
+        "tuned": DyCokeConfig.tuned,
+        "paper": DyCokeConfig.paper,
+        "reference": DyCokeConfig.reference,
+    }
+    if name not in presets:
+        raise DyCokeError(f"unknown preset {name!r}; allowed: {', '.join(presets)}")
+    return presets[name]()

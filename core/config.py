@@ -92,6 +92,11 @@ class DyCokeConfig:
         return cls(ttm="reference", gate="full")
 
     @classmethod
+    def tuned(cls) -> DyCokeConfig:
+        """The paper's rates with the selection that keeps most answers (docs/accuracy.md)."""
+        return cls(gate="always", memory=0.65, order="importance")
+
+    @classmethod
     def off(cls) -> DyCokeConfig:
         """No compression at all: every visual token in every layer and step."""
         return cls(k=0.0, p=0.0, ttm="off")
@@ -127,6 +132,17 @@ class DyCokeConfig:
                     f"{name}={value!r} is not run by {runner}; allowed there: {name}={paper!r}; "
                     "eval/oracle.py runs it"
                 )
+
+    def __str__(self) -> str:
+        """What matters of it in a line: `K=0.7 ttm paper; P=0.7 L=3 gate reuse, ...`."""
+        merging = f"K={self.k} ttm {self.ttm}" if self.ttm != "off" and self.k > 0 else "no TTM"
+        if self.p == 0:
+            return f"{merging}; no pruning in decoding"
+        chosen = "tokens"
+        if self.granularity == "block":
+            by = f" by {self.block_reduce}" if self.order == "raster" else ""
+            chosen = f"blocks in {self.order} order{by}"
+        return f"{merging}; P={self.p} L={self.l} gate {self.gate}, memory {self.memory}, {chosen}"
 
     def to_dict(self) -> dict[str, Any]:
         """Fields and values; a field younger than the first bundles only where it is not default.

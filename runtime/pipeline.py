@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -21,7 +21,7 @@ from .request import Event, Request
 from .resize import resize
 from .sampling import Sampling
 from .scheduler import EngineLimits
-from .selection import StepTrace
+from .selection import SelectionCounts, StepTrace
 from .stages import DECODE_VIDEO, DETOKENISE, PREPROCESS, VISION
 from .video.limits import VideoLimits
 from .video.read import read_video
@@ -30,11 +30,16 @@ from .vision import NATIVE, Vision, load_vision
 
 @dataclass(frozen=True, kw_only=True)
 class LocalAnswer(Answer):
-    """What a pipeline answered, whose tokens are at hand."""
+    """What a pipeline answered, whose tokens are at hand.
+
+    config: of what ran; selection: what it selected so far, other answers of the pipeline included.
+    """
 
     tokens: list[int]
     finish: str
     steps: list[StepTrace]
+    config: DyCokeConfig
+    selection: SelectionCounts
 
 
 class Pipeline:
@@ -178,6 +183,8 @@ class Pipeline:
             time_to_first_token=first[0],
             total_time=time.perf_counter() - begun,
             steps=self._steps.pop(request_id),
+            config=self.config,
+            selection=replace(self.engine.selection),
         )
 
     def _keep_trace(self, request_id: str, step: StepTrace) -> None:

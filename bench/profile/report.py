@@ -80,6 +80,7 @@ def profile(
         **summarise(trace, bounds),
         "answers": answers,
         "plan": {k: v for k, v in asdict(plan).items() if k not in ("answers", "trace", "source")},
+        "dycoke": asdict(manifest.config),
         "gpu_of_floors": gpu.name if gpu else None,
         "machine": machine("dycoke-trt", "torch", "onnxruntime", "nvtx"),
         "nsys": nsys.version() if nsys else None,

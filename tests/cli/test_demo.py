@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dycoke_trt.cli.demo import RATES
+from dycoke_trt.cli.demo import TOKENS_PER_BLOCK, P
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo import CLIPS_DIR, MODEL_DIR
 from dycoke_trt.demo.network import frame_features
@@ -45,14 +45,13 @@ def test_the_demo_answers_right_and_leaves_no_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip["task"])
 def test_right_is_what_the_oracle_says(clip: dict[str, str]) -> None:
-    """The oracle prunes tokens where the demo prunes blocks; on these clips both are right."""
     answerer = Answerer(MODEL_DIR)
-    config = DyCokeConfig(k=RATES["k"], l=RATES["l"], p=RATES["p"], granularity="token")
+    setting = Setting(DyCokeConfig.tuned().with_changes(p=P), TOKENS_PER_BLOCK)
     with torch.no_grad():
         features = frame_features(
             answerer.model, to_pixels(read_video(CLIPS_DIR / clip["file"], 16))
         )
-    generation, _ = answerer.generate(features, clip["question"], Setting(config))
+    generation, _ = answerer.generate(features, clip["question"], setting)
     assert answerer.decode(generation.tokens) == clip["answer"]
 
 

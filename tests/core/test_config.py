@@ -148,3 +148,21 @@ def test_what_runs_the_paper_alone_refuses_by_name(change: dict[str, object]) ->
         DyCokeConfig.from_dict(change).check_paper_selection("a bundle")
     DyCokeConfig.paper().check_paper_selection("a bundle")
     DyCokeConfig.reference().check_paper_selection("a bundle")
+
+
+def test_presets_differ_in_selection_alone() -> None:
+    paper, tuned = DyCokeConfig.paper(), DyCokeConfig.tuned()
+    assert paper == DyCokeConfig()
+    changed = {
+        name for name, value in tuned.to_dict().items() if paper.to_dict().get(name) != value
+    }
+    assert changed == {"gate", "memory", "order"}
+
+
+def test_a_line_says_what_runs() -> None:
+    assert str(DyCokeConfig.tuned()) == (
+        "K=0.7 ttm paper; P=0.7 L=3 gate always, memory 0.65, blocks in importance order"
+    )
+    assert str(DyCokeConfig(ttm="off", block_reduce="max")).startswith("no TTM; P=0.7")
+    assert str(DyCokeConfig(block_reduce="max")).endswith("blocks in raster order by max")
+    assert str(DyCokeConfig(p=0.0)) == "K=0.7 ttm paper; no pruning in decoding"
