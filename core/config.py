@@ -94,7 +94,7 @@ class DyCokeConfig:
     @classmethod
     def tuned(cls) -> DyCokeConfig:
         """The paper's rates with the selection that keeps most answers (docs/accuracy.md)."""
-        return cls(gate="always", memory=0.65, order="importance")
+        return cls(gate="always", memory=0.5, order="importance")
 
     @classmethod
     def off(cls) -> DyCokeConfig:

@@ -63,16 +63,16 @@ def selection(span: Span) -> dict[str, Setting]:
 
     for p in (0.7, 0.5, 0.9):
         add(None, p)
-        add(None, p, gate="always", memory=0.65)
+        add(None, p, gate="always", memory=0.5)
         for block in (16, 32, 64):
             add(block, p)
-            add(block, p, gate="always", memory=0.65)
-            add(block, p, gate="always", memory=0.65, order="importance")
+            add(block, p, gate="always", memory=0.5)
+            add(block, p, gate="always", memory=0.5, order="importance")
     for gate in ("reuse", "always"):
         for memory in (0.0, 0.3, 0.5, 0.65, 0.8, 0.9):
-            if (gate, memory) not in (("reuse", 0.0), ("always", 0.65)):
+            if (gate, memory) not in (("reuse", 0.0), ("always", 0.5)):
                 add(None, 0.7, gate=gate, memory=memory)
-            if (gate, memory) != ("always", 0.65):
+            if (gate, memory) != ("always", 0.5):
                 add(32, 0.7, gate=gate, memory=memory, order="importance")
     add(32, 0.7, block_reduce="max")
     # Rates of large blocks are few: where two P give the same one, the first stands for both.
@@ -89,9 +89,9 @@ def candidates(span: Span) -> dict[str, Setting]:
         "full tokens", "TTM", _PAPER, "P=0.7 blocks of 32: paper", "P=0.9 tokens: paper",
         *(f"P=0.7 tokens: always, {memory}" for memory in (0.5, 0.65, 0.8)),
         *(f"P=0.7 blocks of 32: always, {memory}, importance" for memory in (0.5, 0.65, 0.8)),
-        "P=0.7 blocks of 32: reuse, 0.65, importance",
-        "P=0.7 blocks of 64: always, 0.65, importance",
-        "P=0.9 blocks of 16: always, 0.65, importance",
+        "P=0.7 blocks of 32: reuse, 0.5, importance",
+        "P=0.7 blocks of 64: always, 0.5, importance",
+        "P=0.9 blocks of 16: always, 0.5, importance",
     ]  # fmt: skip
     return {name: every[name] for name in names}
 

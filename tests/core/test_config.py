@@ -161,7 +161,7 @@ def test_presets_differ_in_selection_alone() -> None:
 
 def test_a_line_says_what_runs() -> None:
     assert str(DyCokeConfig.tuned()) == (
-        "K=0.7 ttm paper; P=0.7 L=3 gate always, memory 0.65, blocks in importance order"
+        "K=0.7 ttm paper; P=0.7 L=3 gate always, memory 0.5, blocks in importance order"
     )
     assert str(DyCokeConfig(ttm="off", block_reduce="max")).startswith("no TTM; P=0.7")
     assert str(DyCokeConfig(block_reduce="max")).endswith("blocks in raster order by max")
