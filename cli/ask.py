@@ -102,12 +102,14 @@ def ask(
 
 def _report(answer: Answer) -> dict[str, Any]:
     """finish, config and selection: of an answer in this process; request_id: of a server's."""
-    own = {
+    own: dict[str, Any] = {
         name: getattr(answer, name)
         for name in ("finish", "request_id", "config", "selection")
         if hasattr(answer, name)
     }
-    ran = {name: asdict(own.pop(name)) for name in ("config", "selection") if name in own}
+    ran: dict[str, Any] = {
+        name: asdict(own.pop(name)) for name in ("config", "selection") if name in own
+    }
     return {
         "text": answer.text,
         **own,

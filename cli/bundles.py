@@ -10,6 +10,7 @@ import typer
 
 from ..core.extras import require
 from .options import AsJson, Bundle, preset_config, refuse_idle
+from .tables import print_table
 
 VisionTower = Annotated[
     Path | None,
