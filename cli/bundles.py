@@ -66,7 +66,6 @@ def export(
     targets = () if kernel_target == "none" else tuple(kernel_target.split(","))
     if targets:
         require("triton", extra="export")
-    from ..core.errors import DyCokeError
     from ..export.bundle import export_bundle
 
     given = {
