@@ -18,10 +18,11 @@ def averaged_scores(scores: Tensor, average: Tensor, first_step: Tensor, memory:
     """a_t = memory a_(t-1) + (1 - memory) s_t, and a_1 = s_1: fp32 [S, T].
 
     scores: fp32 [S, T], s_t; average: fp32 [S, T], a_(t-1), not read where `first_step`, bool [S].
+    Computed as s_t + memory (a_(t-1) - s_t): one weight, so all implementations round alike.
     """
     if memory == 0.0:
         return scores
-    blended = memory * average + (1 - memory) * scores
+    blended = scores + memory * (average - scores)
     return torch.where(first_step[:, None], scores, blended)
 
 

@@ -45,13 +45,14 @@ def find_record(state_record, keys, prompt, length, decode, layers, capacity, BL
 
 @triton.jit
 def score_blocks(
-    scores, maxima, sums, keys, state_scores, state_visual, state_keep, block_scores,
-    row, length, decode, first_step, span_begin, span_end, span_first, span_last,
-    layers, capacity, max_blocks, splits, reduce_max,
+    scores, maxima, sums, keys, state_scores, state_average, state_visual, state_keep,
+    block_scores, row, length, decode, first_step, span_begin, span_end, span_first, span_last,
+    layers, capacity, max_blocks, splits, reduce_max, memory,
     HEADS: tl.constexpr, HEADS_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr,
     BLOCK: tl.constexpr, TILE_BLOCKS: tl.constexpr, FUSED: tl.constexpr,
 ):  # fmt: skip
-    """Tile by tile through the blocks of the visual span: their scores, the state's new scores.
+    """Tile by tile through the blocks of the visual span: their scores, of the averages of their
+    tokens, and the state's new scores and averages.
 
     Returns what the gate sums up, [TILE_BLOCKS, BLOCK] each: the product with the scores before,
     this step's squares and those before; and by tile, [TILE_BLOCKS], how many blocks are prunable
@@ -76,7 +77,9 @@ def score_blocks(
         spanned = owned[:, None] & (position >= span_begin) & (position < span_end)
         place = block.to(tl.int64)[:, None] * BLOCK + slot[None, :]
         visual = tl.load(state_visual + place, mask=spanned, other=0) != 0
-        before = tl.load(state_scores + place, mask=spanned & ~first_step, other=0.0)
+        later = spanned & ~first_step
+        before = tl.load(state_scores + place, mask=later, other=0.0)
+        past = tl.load(state_average + place, mask=later & (memory > 0), other=0.0)
         kept = tl.load(state_keep + block, mask=owned, other=1) != 0
         cached = visual & (position < length - 1)
         if FUSED:
@@ -90,15 +93,17 @@ def score_blocks(
             line = scores + row.to(tl.int64) * (max_blocks * BLOCK)
             now = tl.load(line + position, mask=cached, other=0.0)
         before = tl.where(visual, before, 0.0)
+        average = tl.where(visual & (memory > 0) & ~first_step, now + memory * (past - now), now)
         # Threads may hold copies of an element: all have read the old score before one writes.
         tl.debug_barrier()
         tl.store(state_scores + place, now, mask=visual)
+        tl.store(state_average + place, average, mask=visual & (memory > 0))
         dot += now * before
         norm_now += now * now
         norm_before += before * before
 
         prunable = (tl.sum(visual.to(tl.int32), 1) == BLOCK) & (column < (length - 1) // BLOCK)
-        merged = block_score(now, prunable, reduce_max)
+        merged = block_score(average, prunable, reduce_max)
         tl.store(block_scores + row * max_blocks + column, merged, mask=here)
         prunable_count += prunable.to(tl.int32)
         dropped_before += (prunable & ~kept).to(tl.int32)
@@ -116,9 +121,9 @@ def decide(dot, norm_now, norm_before, known, first_step, mode, threshold):
 
 
 @triton.jit
-def block_score(now, prunable, reduce_max):
+def block_score(average, prunable, reduce_max):
     """Scores [TILE_BLOCKS] of blocks from their tokens' [TILE_BLOCKS, BLOCK]."""
-    merged = tl.where(reduce_max != 0, tl.max(now, 1), tl.sum(now, 1))
+    merged = tl.where(reduce_max != 0, tl.max(average, 1), tl.sum(average, 1))
     # What is not a number ranks first, as in torch's descending sort.
     merged = tl.where(merged == merged, merged, float("inf"))
     return tl.where(prunable, merged, NOT_PRUNABLE)

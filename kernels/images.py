@@ -20,6 +20,8 @@ from .context import WARPS as CONTEXT_WARPS
 from .context import context_constants, context_kernel
 from .fused import WARPS as FUSED_WARPS
 from .fused import add_norm_constants, add_norm_kernel, swiglu_constants, swiglu_kernel
+from .reorder import PROGRAMS, reorder_constants, reorder_kernel
+from .reorder import WARPS as REORDER_WARPS
 from .rotary import WARPS as ROTARY_WARPS
 from .rotary import rotary_constants, rotary_kernel
 from .score import WARPS as SCORE_WARPS
@@ -52,7 +54,7 @@ _FLOATS = ("cos_sin", "partial", "maxima", "sums", "logits", "scores", "state_sc
 _INTEGERS = (
     "lengths", "context_lengths", "prompt_lengths", "table", "keep_table", "ids", "state_record",
     "out_table", "out_lengths", "decisions", "frame_anchors", "offsets", "slots", "ranked",
-    "out_slots",
+    "out_slots", "swaps", "moved",
 )  # fmt: skip
 _TYPES = {
     **dict.fromkeys(_MODEL, "*T!"),
@@ -142,6 +144,10 @@ def plugin_variants(shape: KernelShape, blocks: tuple[int, ...]) -> Iterator[Var
         yield Variant(f"logits_b{block}", logits_kernel, constants, SCORE_WARPS, grid, stages)
         constants = select_constants(heads, block, fused=fused)
         yield Variant(f"select_b{block}", select_kernel, constants, SELECT_WARPS, ("rows", 1, 1))
+        size = shape.dtype.torch.itemsize
+        constants = reorder_constants(kv_heads, dim, block, size)
+        grid = (PROGRAMS, 1, 1)
+        yield Variant(f"reorder_b{block}", reorder_kernel, constants, REORDER_WARPS, grid)
 
 
 def native_variants(

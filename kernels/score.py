@@ -182,9 +182,10 @@ def scores_constants(heads: int) -> dict[str, int]:
 
 @dataclass
 class ScoreWorkspace:
-    """Logits and statistics of one step of up to S sequences, and block scores for the selection.
+    """Logits and statistics of one step of up to S sequences, and what the selection works on.
 
-    logits: fp32 [S, heads, M * B]; maxima, sums: fp32 [S, heads, splits]; blocks: fp32 [S, M].
+    logits: fp32 [S, heads, M * B]; maxima, sums: fp32 [S, heads, splits]; blocks: fp32 [S, M],
+    their scores; swaps: int32 [S, 2, M * B] of kernels/order.py; moved: int32 [S], how many.
     """
 
     heads: int
@@ -193,19 +194,23 @@ class ScoreWorkspace:
     maxima: Tensor
     sums: Tensor
     blocks: Tensor
+    swaps: Tensor
+    moved: Tensor
 
     @classmethod
     def allocate(
         cls, sequences: int, heads: int, max_blocks: int, tokens_per_block: int, splits: int,
         device: torch.device | str,
     ) -> ScoreWorkspace:  # fmt: skip
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, device=device)
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
 
+        tokens = max_blocks * tokens_per_block
         return cls(
-            heads, splits, empty(sequences, heads, max_blocks * tokens_per_block),
+            heads, splits, empty(sequences, heads, tokens),
             empty(sequences, heads, splits), empty(sequences, heads, splits),
-            empty(sequences, max_blocks),
+            empty(sequences, max_blocks), empty(sequences, 2, tokens, dtype=torch.int32),
+            empty(sequences, dtype=torch.int32),
         )  # fmt: skip
 
 

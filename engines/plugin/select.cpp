@@ -12,7 +12,9 @@ using nvinfer1::DataType;
 class Select final : public Node {
  public:
   explicit Select(std::shared_ptr<Fields const> fields)
-      : Node(std::move(fields)), fused_(images_->constant("select", "FUSED") != 0) {
+      : Node(std::move(fields)),
+        fused_(images_->constant("select", "FUSED") != 0),
+        block_(images_->constant("select", "BLOCK")) {
     settings_.visual_base = fields_->int32("visual_base");
     settings_.mode = fields_->int32("mode");
     settings_.reduce_max = fields_->int32("reduce_max");
@@ -85,8 +87,8 @@ class Select final : public Node {
     auto const splits = fused_ ? static_cast<std::int32_t>(call.size(kScores + 1)[2]) : 1;
     step_->run(batch, host,
                {call.inputs[kScores], maxima, sums, call.inputs[0], call.inputs[kKeepTable],
-                parts.block_scores, parts.decisions, parts.similarities, call.outputs[0],
-                call.outputs[1], splits},
+                parts.block_scores, parts.swaps, parts.moved, parts.decisions, parts.similarities,
+                call.outputs[0], call.outputs[1], splits},
                call.stream);
   }
 
@@ -94,17 +96,20 @@ class Select final : public Node {
   static constexpr int kLengths = 1, kTable = 3, kKeepTable = 4, kScores = 8;
 
   struct Parts {
-    void *block_scores, *decisions, *similarities;
+    void *block_scores, *swaps, *moved, *decisions, *similarities;
   };
-  static Parts take(Workspace& memory, std::int64_t rows, std::int64_t max_blocks) {
+  Parts take(Workspace& memory, std::int64_t rows, std::int64_t max_blocks) const {
     Parts parts{};
     parts.block_scores = memory.take(rows * max_blocks * 4);
+    parts.swaps = memory.take(rows * 2 * max_blocks * block_ * 4);
+    parts.moved = memory.take(rows * 4);
     parts.decisions = memory.take(rows * 4);
     parts.similarities = memory.take(rows * 4);
     return parts;
   }
 
   bool fused_;  // reads logits; else scores that are summed over ranks
+  int block_;   // tokens of a KV block
   SelectSettings settings_;
   std::unique_ptr<SelectStep> step_;
 };

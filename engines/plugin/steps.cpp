@@ -146,10 +146,13 @@ void SelectStep::run(Batch const& batch, HostInputs const& host, Tensors const& 
                   {"prompt_lengths", batch.context_lengths},
                   {"keep_table", tensors.keep_table},
                   {"state_scores", state.scores()},
+                  {"state_average", state.scores()},  // not read without memory
                   {"state_visual", state.visual()},
                   {"state_keep", state.keep()},
                   {"state_record", state.record()},
                   {"block_scores", tensors.block_scores},
+                  {"swaps", tensors.swaps},
+                  {"moved", tensors.moved},
                   {"out_table", tensors.table},
                   {"out_lengths", tensors.lengths},
                   {"decisions", tensors.decisions},
@@ -163,7 +166,9 @@ void SelectStep::run(Batch const& batch, HostInputs const& host, Tensors const& 
                   {"splits", tensors.splits},
                   {"mode", settings_.mode},
                   {"reduce_max", settings_.reduce_max},
-                  {"threshold", settings_.threshold}},
+                  {"importance", 0},
+                  {"threshold", settings_.threshold},
+                  {"memory", 0.0F}},
                  stream);
   state.publish(stream);
 }

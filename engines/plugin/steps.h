@@ -92,6 +92,8 @@ class SelectStep {
     void const* ids;         // i32 [tokens]
     void const* keep_table;  // i32 [at least max_blocks + 1]
     void* block_scores;      // fp32 [rows, max_blocks]
+    void* swaps;             // i32 [rows, 2, max_blocks * B], of kernels/order.py
+    void* moved;             // i32 [rows], how many
     void* decisions;         // i32 [rows]
     void* similarities;      // fp32 [rows]
     void* table;             // i32 [rows, 2, max_blocks]

@@ -20,6 +20,7 @@ from ...core.pool import KEY, VALUE, PoolLayout, gather
 from ...core.state import ReselectionState
 from ...kernels.attention import AttentionWorkspace, paged_attention
 from ...kernels.interpreter import INTERPRETED
+from ...kernels.reorder import reorder_pool
 from ...kernels.rotary import rotary, rotary_table
 from ...kernels.score import ScoreWorkspace, score_logits
 from ...kernels.select import SelectionOutput, select
@@ -112,7 +113,8 @@ class PromptChunk:
 
 
 class KernelPruner(NamedTuple):
-    """Scores and selects blocks on the device; what it selected stays in `selection`."""
+    """Scores and selects blocks on the device; what it selected stays in `selection`. In order of
+    importance K and V of the scoring layer and those above it move within the pool."""
 
     config: DyCokeConfig
     state: ReselectionState
@@ -125,8 +127,11 @@ class KernelPruner(NamedTuple):
         select(
             self.state, rows.table, rows.lengths, rows.context_lengths, self.scores,
             self.keep_table, self.selection, layers=cache.config.layers, mode=self.config.gate_mode,
-            threshold=self.config.gate_threshold, reduce=self.config.block_reduce, padding=False,
+            threshold=self.config.gate_threshold, reduce=self.config.block_reduce,
+            memory=self.config.memory, order=self.config.order, padding=False,
         )  # fmt: skip
+        if self.config.order == "importance":
+            reorder_pool(cache.pool, rows.table, self.scores, first_layer=layer)
 
     def attend(
         self, layer: int, rotated: Tensor, cache: CudaCache, out: Tensor, work: AttentionWorkspace

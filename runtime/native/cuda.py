@@ -24,8 +24,6 @@ def cuda_runner(
 
     Raises DyCokeError for a device that is no GPU.
     """
-    if config.granularity == "block":
-        config.check_paper_selection("the native backend on a GPU")
     model, embedding = Qwen2(llm, weights, KernelOperators()), weights.embedding
     cache = CudaCache(llm, num_blocks, tokens_per_block, embedding.dtype, embedding.device)
     state = pruning_state(cache, config)

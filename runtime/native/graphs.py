@@ -21,8 +21,9 @@ from ...core.reselection import block_keep_table, token_keep_table
 from ...core.state import SPAN_BEGIN, SPAN_END, ReselectionState
 from ...kernels.attention import AttentionWorkspace, splits_for
 from ...kernels.common import padded
+from ...kernels.reorder import listed_order
 from ...kernels.score import MOST_SPLITS, ScoreWorkspace
-from ...kernels.select import SelectionOutput
+from ...kernels.select import COUNTERS, SelectionOutput
 from ...kernels.token_select import TokenSelectionOutput
 from ..attention.cuda import CudaCache, DecodeStep, KernelPruner, Rows, TokenPruner
 from ..selection import SelectionCounts, StepTrace, Trace
@@ -71,7 +72,7 @@ class Bucket:
 class GraphDecoder:
     """Decodes whole steps of a model; graphs are recorded when first needed.
 
-    counters: int64 [4] on the device, how often each gate decision was taken since the beginning.
+    counters: int64 on the device, since the beginning: those of kernels/select.py.
     selection: the same on the host, with what was attended to, as of the last step.
     """
 
@@ -97,7 +98,7 @@ class GraphDecoder:
         else:
             keep_table = token_keep_table(config.p, model.config.max_positions)
         self.keep_table = keep_table.to(model.device)
-        self.counters = torch.zeros(len(Decision), dtype=torch.int64, device=model.device)
+        self.counters = torch.zeros(COUNTERS, dtype=torch.int64, device=model.device)
         self.selection = SelectionCounts()
         self._buckets: dict[tuple[int, int], Bucket] = {}
         self._memory: Any = None  # graphs share one pool of scratch memory
@@ -113,7 +114,9 @@ class GraphDecoder:
         report = bucket.report.tolist()
         logits = StepLogits(bucket.logits, report[: len(lanes)])
         if self.state is not None:
-            *self.selection.decisions, attended = report[bucket.size :]
+            *decisions, reorders, moved, attended = report[bucket.size :]
+            self.selection.decisions = decisions
+            self.selection.reorders, self.selection.moved = reorders, moved
             self.selection.context += sum(lane.length for lane in lanes)
             self.selection.attended += attended
         if trace is not None and self.state is not None:
@@ -202,9 +205,14 @@ class GraphDecoder:
             kept = torch.isin(bucket.table[row, 0, position // size], entries)
         else:
             kept = torch.isin(place[0] * size + place[1], selection.slots[row, :attended])
+        order = None
+        if self.config.order == "importance":
+            span = position[visual]
+            order = torch.searchsorted(span, listed_order(bucket.pruner.scores, row)[span]).cpu()
         return StepTrace(
             decision=Decision(int(selection.decision[row])),
             similarity=float(selection.similarity[row]),
             scores=state.scores[place][visual].cpu(),
             kept=kept[visual].nonzero()[:, 0].cpu(),
+            order=order,
         )

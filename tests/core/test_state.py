@@ -58,11 +58,9 @@ class Sequence:
         norms = sum(v * v for v in now.values()) * sum(v * v for v in self.scores.values())
         cosine = dot / norms**0.5 if norms > 0 else 0.0
         first, self.scores = self.steps == 0, now
-        past, share = np.float32(memory), np.float32(1 - memory)
-        self.average = {
-            t: np.float32(now[t]) if first else past * self.average[t] + share * np.float32(now[t])
-            for t in visual
-        }
+        fresh = {t: np.float32(now[t]) for t in visual}
+        past = fresh if first else self.average
+        self.average = {t: fresh[t] + np.float32(memory) * (past[t] - fresh[t]) for t in visual}
         tail = (self.length - 1) // SIZE
         inside = [b for b in range(tail) if self.begin <= b * SIZE and (b + 1) * SIZE <= self.end]
         kept = blocks_kept(len(inside), p)

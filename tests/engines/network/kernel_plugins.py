@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from dycoke_trt.core.decisions import GateMode
+from dycoke_trt.core.decisions import Decision, GateMode
 from dycoke_trt.core.state import ReselectionState
 from dycoke_trt.engines.plugin_nodes import (
     ROPE,
@@ -22,7 +22,7 @@ from dycoke_trt.engines.plugin_nodes import (
 from dycoke_trt.kernels.context import write_context
 from dycoke_trt.kernels.rotary import rotary
 from dycoke_trt.kernels.score import ScoreWorkspace, reduce_scores, score_logits
-from dycoke_trt.kernels.select import SelectionOutput, select
+from dycoke_trt.kernels.select import COUNTERS, SelectionOutput, select
 from dycoke_trt.tests.engines.network.attention import CONTEXT
 from dycoke_trt.tests.engines.network.evaluate import Plugin
 from dycoke_trt.tests.engines.network.recording import RecordedLayer
@@ -35,23 +35,23 @@ MOST_SPLITS = 2
 
 @dataclass
 class KernelPlugins:
-    """pool, heads: of one rank. decisions: rows by decision, as the library counts them."""
+    """pool, heads: of one rank. counters: as the library counts rows."""
 
     pool: Tensor
     heads: int
     state: ReselectionState = field(init=False)
-    decisions: Tensor = field(init=False)
+    counters: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         blocks, size = self.pool.shape[0], self.pool.shape[4]
         self.state = ReselectionState.allocate(blocks, size)
-        self.decisions = torch.zeros(4, dtype=torch.int64)
+        self.counters = torch.zeros(COUNTERS, dtype=torch.int64)
 
     def plugins(self) -> dict[str, Plugin]:
         return {SCORE: self.score, SELECT: self.select, ROPE: self.rope}
 
     def counts(self) -> list[int]:
-        return [int(count) for count in self.decisions]
+        return [int(count) for count in self.counters[: len(Decision)]]
 
     def score(self, layer: RecordedLayer, inputs: list[Tensor]) -> list[Tensor]:
         given = dict(zip(SCORE_INPUTS, inputs, strict=True))
@@ -94,7 +94,7 @@ class KernelPlugins:
         if len(scores) == 3:
             work.logits, work.maxima, work.sums = scores
         out = SelectionOutput.allocate(rows, width, "cpu")
-        out.counters = self.decisions
+        out.counters = self.counters
         select(
             self.state, table, lengths, given["context_lengths"], work, given["keep_table"], out,
             layers=layers, mode=GateMode(int(layer.values["mode"].item())),

@@ -1,4 +1,4 @@
-"""Contexts, gate, selection and compaction over many steps, beside core/state.py on the same data.
+"""Contexts, gate, order, selection and compaction over many steps, beside core/state.py.
 
 Requests come and go on recycled blocks; a step mixes prompt chunks, decode rows and unused lanes.
 """
@@ -16,8 +16,9 @@ from dycoke_trt.core.pool import encode_table
 from dycoke_trt.core.reselection import block_keep_table, prunable_blocks, visual_scores
 from dycoke_trt.core.state import ReselectionState
 from dycoke_trt.kernels.context import write_context
+from dycoke_trt.kernels.reorder import listed_order
 from dycoke_trt.kernels.score import ScoreWorkspace, score_logits
-from dycoke_trt.kernels.select import SelectionOutput, select
+from dycoke_trt.kernels.select import COUNTERS, SelectionOutput, select
 from dycoke_trt.tests.draws import assume, few_examples, given, st
 from dycoke_trt.tests.kernels.device.batches import DEVICE, DTYPES, POISON_BLOCK
 from torch import Tensor
@@ -47,6 +48,7 @@ class World:
     size: int
     width: int
     seed: int
+    gaps: bool = False  # text between visual tokens, so prunable blocks are not all neighbours
     rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -57,6 +59,7 @@ class World:
         for tensor in (self.mine, self.theirs):  # leftovers of earlier owners
             tensor.visual.fill_(True)
             tensor.scores.fill_(7.0)
+            tensor.average.fill_(8.0)
             tensor.keep.fill_(False)
         self.free = torch.randperm(self.num_blocks, generator=self.random).tolist()
 
@@ -72,6 +75,8 @@ class World:
         if self.draw(0, 1):
             begin, end = min(begin, 2), max(end, prompt - 2)  # nearly all of it
         ids = [VISUAL if begin <= t < end else 1 for t in range(prompt)]
+        if self.gaps and self.draw(0, 1):
+            ids[self.draw(begin, max(begin, end - 1))] = 1
         blocks = [self.free.pop(self.draw(0, len(self.free) - 1)) for _ in range(self.width)]
         self.rows.append(Row(ids, blocks, self.draw(1, prompt), steps))
 
@@ -113,14 +118,21 @@ def ints(values: list[int]) -> Tensor:
 @dataclass
 class Outcome:
     mine: SelectionOutput
+    workspace: ScoreWorkspace
     theirs: core.Reselection
     first: int  # row of the first decode row
 
 
 def compare(world: World, outcome: Outcome, decodes: list[Row], full: Tensor) -> None:
-    """Equal decisions, tables, lengths and states; context rows and unused lanes unchanged."""
-    mine, theirs, first = outcome.mine, outcome.theirs, outcome.first
+    """Equal decisions, orders, tables, lengths, states; context rows and unused lanes unchanged."""
+    mine, work, theirs, first = outcome.mine, outcome.workspace, outcome.theirs, outcome.first
     last = first + len(decodes)
+    if theirs.order is None:
+        assert not work.moved.any()
+    else:
+        assert not work.moved[:first].any() and not work.moved[last:].any()  # noqa: PT018
+        for row, order in enumerate(theirs.order):
+            assert torch.equal(listed_order(work, first + row), order)
     assert torch.equal(mine.decision[first:last], theirs.decision)
     assert torch.equal(mine.lengths[first:last], theirs.lengths.int())
     assert torch.equal(mine.table[first:last], encode_table(theirs.table, LAYERS))
@@ -132,9 +144,9 @@ def compare(world: World, outcome: Outcome, decodes: list[Row], full: Tensor) ->
     rows = world.num_blocks
     assert torch.equal(world.mine.record[:rows], world.theirs.record[:rows])
     assert torch.equal(world.mine.keep[:rows], world.theirs.keep[:rows])
-    torch.testing.assert_close(
-        world.mine.scores[:rows], world.theirs.scores[:rows], atol=1e-5, rtol=0
-    )
+    for name in ("scores", "average"):
+        got, expected = (getattr(state, name)[:rows] for state in (world.mine, world.theirs))
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     for row in decodes:  # marks are compared where there is a prompt: only they mean anything
         prompt = torch.arange(len(row.ids), device=DEVICE)
         block = torch.tensor(row.blocks, device=DEVICE)[prompt // world.size]
@@ -152,17 +164,21 @@ def compare(world: World, outcome: Outcome, decodes: list[Row], full: Tensor) ->
     mode=st.sampled_from(GateMode),
     reduce=st.sampled_from(["sum", "max"]),
     p=st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.95]),
+    memory=st.sampled_from([0.0, 0.5, 0.75]),  # with these, averages and their sums are exact
+    order=st.sampled_from(["raster", "importance"]),
     seed=st.integers(0, 2**31),
 )
 def test_selection_equals_core_step_by_step(
-    size: int, width: int, levels: int, mode: GateMode, reduce: str, p: float, seed: int
-) -> None:
-    world = World(size, width, seed)
+    size: int, width: int, levels: int, mode: GateMode, reduce: str, p: float, memory: float,
+    order: str, seed: int,
+) -> None:  # fmt: skip
+    options = {"memory": memory, "order": order}
+    world = World(size, width, seed, gaps=True)
     keep_table = block_keep_table(p, width).to(DEVICE)
     lanes = 4  # one more than requests: unused
     workspace = ScoreWorkspace.allocate(lanes, 1, width, size, 1, DEVICE)
     out = SelectionOutput.allocate(lanes, width, DEVICE)
-    counts = torch.zeros(4, dtype=torch.int64, device=DEVICE)
+    counts = torch.zeros(COUNTERS, dtype=torch.int64, device=DEVICE)
     scores = torch.zeros(lanes, width * size, device=DEVICE)
     for _ in range(6):
         contexts, decodes, fed = world.advance()
@@ -193,16 +209,21 @@ def test_selection_equals_core_step_by_step(
         select(
             world.mine, table, lengths, chunks, workspace, keep_table, out, layers=LAYERS,
             mode=mode, threshold=THRESHOLD, reduce=reduce, scores=scores, context_rows=first,
+            **options,
         )  # fmt: skip
         if decodes:
             part = slice(first, first + len(decodes))
             theirs = core.reselect(
                 world.theirs, blocks[part], lengths[part], chunks[part], scores[part],
-                keep_table=keep_table, mode=mode, threshold=THRESHOLD, reduce=reduce,
+                keep_table=keep_table, mode=mode, threshold=THRESHOLD, reduce=reduce, **options,
             )  # fmt: skip
             assume(((theirs.similarity - THRESHOLD).abs() > 1e-5).all())
-            compare(world, Outcome(out, theirs, first), decodes, table)
-            counts += torch.bincount(theirs.decision, minlength=4)
+            compare(world, Outcome(out, workspace, theirs, first), decodes, table)
+            counts[:-2] += torch.bincount(theirs.decision, minlength=len(Decision))
+            if theirs.order is not None:
+                moved = (theirs.order != torch.arange(width * size, device=DEVICE)).sum(1)
+                counts[-2] += moved.count_nonzero()
+                counts[-1] += moved.sum()
         world.retire()
     assert torch.equal(out.counters, counts)
 
@@ -272,7 +293,7 @@ def test_the_two_launches_equal_core(
                 out.table[: len(rows)], out.lengths[: len(rows)], out.decision[: len(rows)],
                 out.similarity[: len(rows)], out.counters,
             )  # fmt: skip
-            compare(world, Outcome(whole, theirs, first), decodes, table)
+            compare(world, Outcome(whole, workspace, theirs, first), decodes, table)
         world.retire()
 
 
@@ -301,7 +322,8 @@ def test_unknown_state_passes_through(fault: str) -> None:
         layers=LAYERS, scores=torch.rand(1, 32, device=DEVICE),
     )  # fmt: skip
     assert out.decision.tolist() == [Decision.UNKNOWN]
-    assert out.counters.tolist() == [0, 0, 0, 1]
+    assert out.counters.tolist() == [0, 0, 0, 1, 0, 0]
+    assert workspace.moved.tolist() == [0]
     assert torch.equal(out.table, table)
     assert torch.equal(out.lengths, lengths)
     after = (world.mine.scores, world.mine.keep, world.mine.record)

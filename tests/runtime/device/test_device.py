@@ -36,6 +36,7 @@ CONFIGS = {
     "max, l=0": DyCokeConfig(l=0, p=0.7, block_reduce="max", gate_threshold=0.99),
     "full": DyCokeConfig(l=1, p=0.5, gate="full", gate_threshold=0.5),
     "tokens": DyCokeConfig(l=2, p=0.5, granularity="token", memory=0.6),
+    "importance": DyCokeConfig(l=2, p=0.5, gate="always", memory=0.65, order="importance"),
 }
 Traces = list[tuple[str, StepTrace]]
 
@@ -50,7 +51,7 @@ def tiny_engine(device: str, config: DyCokeConfig, traces: Traces, chunk: int) -
     return Scheduler(runner, limits, lambda name, step: traces.append((name, step)))
 
 
-@pytest.mark.parametrize(("name", "chunk"), [*zip(CONFIGS, (2048, 7, 2048, 9, 7), strict=True)])
+@pytest.mark.parametrize(("name", "chunk"), [*zip(CONFIGS, (2048, 7, 2048, 9, 7, 11), strict=True)])
 def test_device_equals_cpu(name: str, chunk: int) -> None:
     """Three requests on two lanes: ragged, batches that change, blocks that are recycled."""
     answers, traces, counts = [], [], []
@@ -68,11 +69,15 @@ def test_device_equals_cpu(name: str, chunk: int) -> None:
     assert answers[0] == answers[1]
     assert counts[0] == counts[1]
     assert (counts[0].context > 0) == (name != "off")
+    assert (counts[0].moved > 0) == (name == "importance")
     assert len(traces[0]) == len(traces[1]) == (0 if name == "off" else 7)
     for (request, theirs), (other, mine) in zip(*traces, strict=True):
         assert request == other
         assert mine.decision == theirs.decision
         assert mine.kept.tolist() == theirs.kept.tolist()
+        assert (mine.order is None) == (theirs.order is None) == (name != "importance")
+        if mine.order is not None and theirs.order is not None:
+            assert torch.equal(mine.order, theirs.order)
         assert mine.similarity == pytest.approx(theirs.similarity, abs=1e-4)
         torch.testing.assert_close(mine.scores, theirs.scores, atol=1e-5, rtol=1e-3)
 
