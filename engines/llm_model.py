@@ -36,7 +36,6 @@ class DycokeQwen2ForCausalLM(QWenForCausalLM):  # type: ignore[misc]
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.dycoke = DyCokeConfig.from_dict(config.dycoke)
-        self.dycoke.check_paper_selection("the TensorRT-LLM engine")
         if self.dycoke.p > 0:
             mapping = config.mapping
             refuse({"pp_size": mapping.pp_size, "cp_size": mapping.cp_size}, where="mapping")

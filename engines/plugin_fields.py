@@ -21,6 +21,7 @@ from ..kernels import MANIFEST
 Fields = dict[str, NDArray[Any]]
 SCORE_KERNELS = ("logits", "scores")  # the latter with several ranks
 SELECT_KERNELS = ("context", "select")
+REORDER_KERNEL = "reorder"
 ROPE_KERNELS = ("rotary",)
 
 
@@ -38,16 +39,24 @@ def score_fields(kernels: Path, tokens_per_block: int, *, layer: int, splits: in
 def select_fields(
     kernels: Path, tokens_per_block: int, config: DyCokeConfig, *, layers: int, visual_base: int
 ) -> Fields:
-    """DycokeSelect. layers: of the KV pool; visual_base: ids from here on are visual."""
+    """DycokeSelect. layers: of the KV pool; visual_base: ids from here on are visual.
+
+    The kernel that moves K and V comes along where there is an order of importance.
+    """
+    orders = config.order == "importance"
     shape = kernels_manifest(kernels)["shape"]
     element = Dtype(shape["dtype"]).bytes
+    names = (*SELECT_KERNELS, REORDER_KERNEL) if orders else SELECT_KERNELS
     block_bytes = layers * 2 * shape["kv_heads"] * tokens_per_block * shape["head_dim"] * element
     return {
-        "images": pack_images(kernels, SELECT_KERNELS, tokens_per_block),
+        "images": pack_images(kernels, names, tokens_per_block),
         "visual_base": np.array([visual_base], np.int32),
         "mode": np.array([config.gate_mode], np.int32),
         "reduce_max": np.array([config.block_reduce == "max"], np.int32),
         "threshold": np.array([config.gate_threshold], np.float32),
+        "memory": np.array([config.memory], np.float32),
+        "order": np.array([orders], np.int32),
+        "moved_from": np.array([config.scoring_layer], np.int32),
         "block_bytes": np.array([block_bytes], np.int64),
     }
 

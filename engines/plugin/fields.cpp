@@ -127,7 +127,8 @@ std::string_view Fields::find(char const* name, PluginFieldType type) const {
       return field.data;
     }
   }
-  throw Error("field '" + std::string(name) + "' is missing, or not of its type");
+  throw Error("field '" + std::string(name) + "' is missing, or not of its type; build the engine "
+              "and the plugin from the same release");
 }
 
 std::int32_t Fields::int32(char const* name) const {

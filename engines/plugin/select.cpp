@@ -19,10 +19,19 @@ class Select final : public Node {
     settings_.mode = fields_->int32("mode");
     settings_.reduce_max = fields_->int32("reduce_max");
     settings_.threshold = fields_->float32("threshold");
+    settings_.memory = fields_->float32("memory");
+    settings_.order = fields_->int32("order");
+    settings_.moved_from = fields_->int32("moved_from");
     settings_.block_bytes = fields_->int64("block_bytes");
     if (settings_.mode < 0 || settings_.mode >= kGateModes) {
       throw Error("field 'mode' is " + std::to_string(settings_.mode) + ", allowed: 0 to " +
                   std::to_string(kGateModes - 1));
+    }
+    if (!(settings_.memory >= 0 && settings_.memory < 1)) {
+      throw Error("field 'memory' is " + std::to_string(settings_.memory) + ", allowed: 0 to below 1");
+    }
+    if (settings_.order != 0 && settings_.order != 1) {
+      throw Error("field 'order' is " + std::to_string(settings_.order) + ", allowed: 0 and 1");
     }
     inputs_ = {{"input_ids", DataType::kINT32, 1},
                {"sequence_length", DataType::kINT32, 1},
@@ -38,6 +47,9 @@ class Select final : public Node {
       inputs_.push_back({"sums", DataType::kFLOAT, 3});
     } else {
       inputs_.push_back({"scores", DataType::kFLOAT, 2});
+    }
+    if (settings_.order != 0) {  // not read: K and V move when it is there
+      inputs_.push_back({"after", model_type(), 0});
     }
     outputs_ = {{"kv_cache_block_offsets", DataType::kINT32, 4},
                 {"sequence_length", DataType::kINT32, 1}};
@@ -87,8 +99,8 @@ class Select final : public Node {
     auto const splits = fused_ ? static_cast<std::int32_t>(call.size(kScores + 1)[2]) : 1;
     step_->run(batch, host,
                {call.inputs[kScores], maxima, sums, call.inputs[0], call.inputs[kKeepTable],
-                parts.block_scores, parts.swaps, parts.moved, parts.decisions, parts.similarities,
-                call.outputs[0], call.outputs[1], splits},
+                parts.block_scores, parts.decisions, parts.similarities, parts.swaps,
+                parts.moved, call.outputs[0], call.outputs[1], splits},
                call.stream);
   }
 
@@ -96,20 +108,22 @@ class Select final : public Node {
   static constexpr int kLengths = 1, kTable = 3, kKeepTable = 4, kScores = 8;
 
   struct Parts {
-    void *block_scores, *swaps, *moved, *decisions, *similarities;
+    void *block_scores, *decisions, *similarities, *swaps, *moved;
   };
   Parts take(Workspace& memory, std::int64_t rows, std::int64_t max_blocks) const {
     Parts parts{};
     parts.block_scores = memory.take(rows * max_blocks * 4);
-    parts.swaps = memory.take(rows * 2 * max_blocks * block_ * 4);
-    parts.moved = memory.take(rows * 4);
     parts.decisions = memory.take(rows * 4);
     parts.similarities = memory.take(rows * 4);
+    parts.moved = memory.take(rows * 4);
+    // Without an order none is written.
+    bool const orders = settings_.order != 0;
+    parts.swaps = orders ? memory.take(rows * 2 * max_blocks * block_ * 4) : parts.moved;
     return parts;
   }
 
   bool fused_;  // reads logits; else scores that are summed over ranks
-  int block_;   // tokens of a KV block
+  std::int32_t block_;
   SelectSettings settings_;
   std::unique_ptr<SelectStep> step_;
 };
@@ -125,6 +139,9 @@ NodeKind const& select_kind() {
        {"mode", nullptr, Type::kINT32, 1},
        {"reduce_max", nullptr, Type::kINT32, 1},
        {"threshold", nullptr, Type::kFLOAT32, 1},
+       {"memory", nullptr, Type::kFLOAT32, 1},
+       {"order", nullptr, Type::kINT32, 1},
+       {"moved_from", nullptr, Type::kINT32, 1},
        {"block_bytes", nullptr, Type::kINT64, 1}},
       [](std::shared_ptr<Fields const> fields) -> std::unique_ptr<Node> {
         return std::make_unique<Select>(std::move(fields));

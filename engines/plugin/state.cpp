@@ -34,12 +34,13 @@ std::int64_t DeviceState::capacity_of_device(std::int64_t block_bytes) {
   return std::clamp<std::int64_t>(blocks, 1, std::numeric_limits<std::int32_t>::max());
 }
 
-DeviceState::DeviceState(std::int64_t capacity, int tokens_per_block)
-    : capacity_(capacity), tokens_per_block_(tokens_per_block) {
+DeviceState::DeviceState(std::int64_t capacity, int tokens_per_block, bool averages)
+    : capacity_(capacity), tokens_per_block_(tokens_per_block), averages_(averages) {
   auto const blocks = static_cast<std::size_t>(capacity);
   auto const tokens = blocks * static_cast<std::size_t>(tokens_per_block);
   std::size_t end = 0;
   scores_ = place(end, tokens * sizeof(float));
+  average_ = averages ? place(end, tokens * sizeof(float)) : scores_;
   visual_ = place(end, tokens);
   keep_ = place(end, blocks);
   record_ = place(end, blocks * 4 * sizeof(std::int32_t));
@@ -67,11 +68,12 @@ void DeviceState::publish(CUstream stream) const {
 std::shared_ptr<DeviceState> state_of_pool(void const* pool,
                                            std::shared_ptr<DeviceState> const& reserve) {
   // Pools of several executors lie in several places; a freed pool's state went with its engine.
-  using Key = std::tuple<CUcontext, void const*, std::int32_t, int>;
+  using Key = std::tuple<CUcontext, void const*, std::int32_t, int, bool>;
   static std::mutex mutex;
   static std::map<Key, std::weak_ptr<DeviceState>> in_use;
   std::lock_guard<std::mutex> lock(mutex);
-  Key const key{current_context(), pool, reserve->capacity(), reserve->tokens_per_block()};
+  Key const key{current_context(), pool, reserve->capacity(), reserve->tokens_per_block(),
+                reserve->averages()};
   std::weak_ptr<DeviceState>& found = in_use[key];
   if (std::shared_ptr<DeviceState> shared = found.lock()) {
     return shared;

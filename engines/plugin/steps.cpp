@@ -11,6 +11,17 @@ namespace {
 
 constexpr std::int32_t kContext = 0, kGeneration = 1;
 
+// K and V move in all layers from one on: those must be the pool's last ones.
+void check_layers_in_order(HostInputs const& host) {
+  for (std::int64_t layer = 0; layer < host.mapped_layers; ++layer) {
+    if (host.pool_mapping[2 * layer + 1] != layer) {
+      throw Error("host_kv_cache_pool_mapping: layer " + std::to_string(layer) + " is number " +
+                  std::to_string(host.pool_mapping[2 * layer + 1]) +
+                  " of the pool; an order of importance needs layers in their order");
+    }
+  }
+}
+
 }  // namespace
 
 void check_host(void const* pointer, char const* name) {
@@ -110,14 +121,19 @@ void ScoreStep::run(Batch const& batch, HostInputs const& host, Tensors const& t
 SelectStep::SelectStep(std::shared_ptr<Images const> images, SelectSettings const& settings)
     : context_(images, "context"),
       select_(images, "select"),
+      reorder_(settings.order != 0 ? std::make_unique<Kernel>(images, "reorder") : nullptr),
       settings_(settings),
       reserve_(std::make_shared<DeviceState>(DeviceState::capacity_of_device(settings.block_bytes),
-                                             images->constant("select", "BLOCK"))) {}
+                                             images->constant("select", "BLOCK"),
+                                             settings.memory > 0)) {}
 
 void SelectStep::run(Batch const& batch, HostInputs const& host, Tensors const& tensors,
                      CUstream stream) {
   std::int32_t const contexts = count_context_rows(host.request_types, batch.rows);
-  PoolLayer const pool = find_layer(host, 0);
+  PoolLayer const pool = find_layer(host, settings_.moved_from);
+  if (reorder_ != nullptr) {
+    check_layers_in_order(host);
+  }
   if (pool.base != pool_) {
     state_ = state_of_pool(pool.base, reserve_);
     pool_ = pool.base;
@@ -146,7 +162,7 @@ void SelectStep::run(Batch const& batch, HostInputs const& host, Tensors const& 
                   {"prompt_lengths", batch.context_lengths},
                   {"keep_table", tensors.keep_table},
                   {"state_scores", state.scores()},
-                  {"state_average", state.scores()},  // not read without memory
+                  {"state_average", state.average()},
                   {"state_visual", state.visual()},
                   {"state_keep", state.keep()},
                   {"state_record", state.record()},
@@ -166,10 +182,22 @@ void SelectStep::run(Batch const& batch, HostInputs const& host, Tensors const& 
                   {"splits", tensors.splits},
                   {"mode", settings_.mode},
                   {"reduce_max", settings_.reduce_max},
-                  {"importance", 0},
+                  {"importance", settings_.order},
                   {"threshold", settings_.threshold},
-                  {"memory", 0.0F}},
+                  {"memory", settings_.memory}},
                  stream);
+  if (reorder_ != nullptr && contexts < batch.rows) {
+    reorder_->launch({},
+                     {{"pool", pool.base},
+                      {"table", batch.table},
+                      {"swaps", tensors.swaps},
+                      {"moved", tensors.moved},
+                      {"rows", static_cast<std::int32_t>(batch.rows)},
+                      {"layer", pool.layer},
+                      {"layers", pool.layers},
+                      {"max_blocks", max_blocks}},
+                     stream);
+  }
   state.publish(stream);
 }
 

@@ -77,10 +77,14 @@ struct SelectSettings {
   std::int32_t mode = 0;         // a GateMode
   std::int32_t reduce_max = 0;   // a block's score is the maximum of its tokens', not the sum
   float threshold = 0;
+  float memory = 0;              // of the averaged scores that are ranked
+  std::int32_t order = 0;        // a new selection moves its tokens to where pruned steps attend
+  std::int32_t moved_from = 0;   // K and V of this layer and of those above it
   std::int64_t block_bytes = 0;  // of a KV block: all layers, K and V
 };
 
-// Marks of visual tokens, gate, selection, and the table and lengths that pruned layers read.
+// Marks of visual tokens, gate, selection, and the table and lengths that pruned layers read; with
+// an order of importance, K and V are where these say.
 class SelectStep {
  public:
   SelectStep(std::shared_ptr<Images const> images, SelectSettings const& settings);
@@ -92,10 +96,10 @@ class SelectStep {
     void const* ids;         // i32 [tokens]
     void const* keep_table;  // i32 [at least max_blocks + 1]
     void* block_scores;      // fp32 [rows, max_blocks]
-    void* swaps;             // i32 [rows, 2, max_blocks * B], of kernels/order.py
-    void* moved;             // i32 [rows], how many
     void* decisions;         // i32 [rows]
     void* similarities;      // fp32 [rows]
+    void* swaps;             // i32 [rows, 2, max_blocks * B] of kernels/order.py, with an order
+    void* moved;             // i32 [rows], pairs of each row
     void* table;             // i32 [rows, 2, max_blocks]
     void* lengths;           // i32 [rows]
     std::int32_t splits;     // third dimension of maxima and sums
@@ -104,6 +108,7 @@ class SelectStep {
 
  private:
   Kernel context_, select_;
+  std::unique_ptr<Kernel> reorder_;  // where there is an order
   SelectSettings settings_;
   std::shared_ptr<DeviceState> reserve_;
   std::shared_ptr<DeviceState> state_;  // in use, for pool_

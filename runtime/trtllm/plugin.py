@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...core.errors import DyCokeError
 
-PLUGIN_ABI = 2  # of names, inputs, fields and image format; recorded with every engine
+PLUGIN_ABI = 3  # of names, inputs, fields and image format; recorded with every engine
 LIBRARY = "libdycoke_plugins.so"  # as it lies beside an engine
 INIT = "initDycokePlugins"
 LIBRARY_VARIABLE = "DYCOKE_PLUGIN_LIBRARY"  # environment: the one to load

@@ -86,7 +86,8 @@ Build = Callable[..., list[Recording]]
 
 def name_of(config: DyCokeConfig, tp: int = 1) -> str:
     """Of a bundle whose tokens are compared by network/inside."""
-    return f"l{config.l}_p{config.p}" + ("" if tp == 1 else f"-tp{tp}")
+    order = "-order" if config.order == "importance" else ""
+    return f"l{config.l}_p{config.p}{order}" + ("" if tp == 1 else f"-tp{tp}")
 
 
 @pytest.fixture(scope="module", params=[RELEASE])  # names of tests say it
@@ -187,11 +188,12 @@ def attention_inputs(layer: RecordedLayer) -> dict[str, int | None]:
     return dict(zip(INPUTS, layer.inputs, strict=False))
 
 
-@pytest.mark.parametrize(("l", "p"), [(0, 0.7), (3, 0.7)])
+@pytest.mark.parametrize("order", ["raster", "importance"])
+@pytest.mark.parametrize("l", [0, 3])
 def test_pruning_adds_its_nodes_and_changes_nothing_else(
-    build: Build, stock: Recording, l: int, p: float
+    build: Build, stock: Recording, l: int, order: str
 ) -> None:
-    config = DyCokeConfig(l=l, p=p)
+    config = DyCokeConfig.from_dict({"l": l, "p": 0.7, "order": order})
     (network,) = build(name_of(config), config)
     kinds = Counter(layer.kind for layer in network.layers)
     layers = len(stock.plugins("GPTAttention"))
@@ -204,8 +206,16 @@ def test_pruning_adds_its_nodes_and_changes_nothing_else(
     assert network.inputs == stock.inputs  # a runtime knows no others
     (score,), (select,) = network.plugins(SCORE), network.plugins(SELECT)
     assert score.values["layer"].tolist() == [max(l - 1, 0)]
+    attentions = network.plugins("GPTAttention")
+    expected_inputs = [*score.outputs]
+    if order == "importance":  # K and V move behind the layer that reads the whole table
+        first = attentions[0].inputs[0]
+        assert first is not None
+        behind = attentions[l - 1].outputs[0] if l > 0 else network.producer(first).inputs[0]
+        expected_inputs.append(behind)
+    assert select.inputs[8:] == expected_inputs
     table, lengths = select.outputs
-    for index, layer in enumerate(network.plugins("GPTAttention")):
+    for index, layer in enumerate(attentions):
         given = attention_inputs(layer)
         pruned = index >= l
         expected = {"kv_cache_block_offsets": table, "sequence_length": lengths} if pruned else {}
@@ -245,6 +255,10 @@ def test_tokens_equal_the_native_backends(build: Build, work: Path) -> None:
         (DyCokeConfig(l=l, p=p), tp)
         for l, p, tp in ((0, 0.7, 1), (1, 0.5, 1), (3, 0.7, 1), (2, 0.7, 2))
     ]
+    order = {"memory": 0.6, "order": "importance"}
+    pruned += [
+        (DyCokeConfig(l=l, p=0.7).with_changes(**order), tp) for l, tp in ((0, 1), (3, 1), (2, 2))
+    ]
     cases = [*pruned, (OFF, 1)]
     for config, tp in cases:
         build(name_of(config, tp), config, tp=tp)
@@ -254,8 +268,10 @@ def test_tokens_equal_the_native_backends(build: Build, work: Path) -> None:
         "TRITON_INTERPRET": "1",
         "OMP_NUM_THREADS": "1",
     }
+    libraries = ["l3_p0.7", "l3_p0.7-order"] if INCLUDE else []
     if INCLUDE:
-        (work / "l3_p0.7-library").symlink_to(work / "l3_p0.7")
+        for name in libraries:
+            (work / f"{name}-library").symlink_to(work / name)
         build_plugin(work, Path(INCLUDE), flags=PLAIN)
         compile_cpp("fake_cuda.cpp", work / "libcuda.so.1", "-Wl,-soname,libcuda.so.1", *PLAIN)
         compile_cpp("harness.cpp", work / "libharness.so", *PLAIN)
@@ -267,4 +283,4 @@ def test_tokens_equal_the_native_backends(build: Build, work: Path) -> None:
         cwd=INSIDE.parents[3], check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
-    assert f"{len(cases) + bool(INCLUDE)} passed" in done.stdout
+    assert f"{len(cases) + len(libraries)} passed" in done.stdout

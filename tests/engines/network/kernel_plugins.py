@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from dycoke_trt.core.decisions import Decision, GateMode
+from dycoke_trt.core.config import Order
+from dycoke_trt.core.decisions import GateMode
 from dycoke_trt.core.state import ReselectionState
 from dycoke_trt.engines.plugin_nodes import (
     ROPE,
@@ -20,6 +21,7 @@ from dycoke_trt.engines.plugin_nodes import (
     SELECT_INPUTS,
 )
 from dycoke_trt.kernels.context import write_context
+from dycoke_trt.kernels.reorder import reorder_pool
 from dycoke_trt.kernels.rotary import rotary
 from dycoke_trt.kernels.score import ScoreWorkspace, reduce_scores, score_logits
 from dycoke_trt.kernels.select import COUNTERS, SelectionOutput, select
@@ -35,7 +37,7 @@ MOST_SPLITS = 2
 
 @dataclass
 class KernelPlugins:
-    """pool, heads: of one rank. counters: as the library counts rows."""
+    """pool, heads: of one rank. counters: as the library counts."""
 
     pool: Tensor
     heads: int
@@ -51,7 +53,7 @@ class KernelPlugins:
         return {SCORE: self.score, SELECT: self.select, ROPE: self.rope}
 
     def counts(self) -> list[int]:
-        return [int(count) for count in self.counters[: len(Decision)]]
+        return [int(count) for count in self.counters]
 
     def score(self, layer: RecordedLayer, inputs: list[Tensor]) -> list[Tensor]:
         given = dict(zip(SCORE_INPUTS, inputs, strict=True))
@@ -79,7 +81,9 @@ class KernelPlugins:
 
     def select(self, layer: RecordedLayer, inputs: list[Tensor]) -> list[Tensor]:
         given = dict(zip(SELECT_INPUTS, inputs[: len(SELECT_INPUTS)], strict=True))
-        scores = inputs[len(SELECT_INPUTS) :]
+        order: Order = "importance" if layer.values["order"].item() else "raster"
+        end = len(inputs) - (order == "importance")  # behind it, what is not read
+        scores = inputs[len(SELECT_INPUTS) : end]
         table, lengths = given["kv_cache_block_offsets"][0], given["sequence_length"]
         rows, _, width = table.shape
         contexts = _context_rows(given)
@@ -100,8 +104,11 @@ class KernelPlugins:
             layers=layers, mode=GateMode(int(layer.values["mode"].item())),
             threshold=float(layer.values["threshold"].item()),
             reduce="max" if layer.values["reduce_max"].item() else "sum",
+            memory=float(layer.values["memory"].item()), order=order,
             scores=scores[0] if len(scores) == 1 else None, context_rows=contexts,
         )  # fmt: skip
+        if order == "importance":
+            reorder_pool(self.pool, table, work, first_layer=int(layer.values["moved_from"].item()))
         return [out.table[None], out.lengths]
 
     def rope(self, _: RecordedLayer, inputs: list[Tensor]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from dycoke_trt.runtime.native.cpu import cpu_runner
 from dycoke_trt.runtime.native.weights import load_weights
 from dycoke_trt.runtime.request import Event, Request
 from dycoke_trt.runtime.scheduler import EngineLimits, Scheduler
+from dycoke_trt.runtime.selection import SelectionCounts
 from dycoke_trt.tests.engines.network.attention import PagedAttention
 from dycoke_trt.tests.engines.network.evaluate import evaluate, gemm
 from dycoke_trt.tests.engines.network.executor import Executor, Running
@@ -41,7 +42,9 @@ def prompt(seed: int, visual: int, hidden: int, vocab: int) -> Prompt:
     return ids, torch.randn(visual, hidden, generator=generator)
 
 
-def native_answers(folder: Path, config: DyCokeConfig, asked: list[Prompt]) -> list[list[int]]:
+def native_answers(
+    folder: Path, config: DyCokeConfig, asked: list[Prompt]
+) -> tuple[list[list[int]], SelectionCounts]:
     llm, weights = load_weights(folder)
     runner = cpu_runner(llm, weights, len(asked) * WIDTH, BLOCK, config)
     engine = Scheduler(runner, EngineLimits(prefill_chunk=CHUNK))
@@ -53,7 +56,7 @@ def native_answers(folder: Path, config: DyCokeConfig, asked: list[Prompt]) -> l
     for name, (ids, embeddings), new in zip(answers, asked, NEW, strict=True):
         engine.submit(Request(name, ids, new, take, embeddings))
     engine.run_until_idle()
-    return list(answers.values())
+    return list(answers.values()), engine.selection
 
 
 class Engine:
@@ -112,9 +115,9 @@ def test_tokens_equal_the_native_backends(name: str) -> None:
     checkpoint = read_llm(FOLDER / name / "llm")
     config, rank = checkpoint.dycoke, checkpoint.llm.of_rank(checkpoint.tp)
     asked = [prompt(seed, count, rank.hidden, rank.vocab) for seed, count in enumerate(VISUAL)]
-    expected = native_answers(FOLDER / "whole" / "llm", config, asked)
+    expected, selection = native_answers(FOLDER / "whole" / "llm", config, asked)
     if config.p > 0:  # else nothing about pruning is shown here
-        assert expected != native_answers(FOLDER / "whole" / "llm", DyCokeConfig.off(), asked)
+        assert expected != native_answers(FOLDER / "whole" / "llm", DyCokeConfig.off(), asked)[0]
 
     layout = PoolLayout(BLOCKS, rank.layers, rank.kv_heads, BLOCK, rank.head_dim)
     library = name.endswith("-library")
@@ -124,7 +127,9 @@ def test_tokens_equal_the_native_backends(name: str) -> None:
     assert [request.tokens for request in answered] == expected
 
     for ours in engine.ours:
-        full, reused, reselected, unknown = ours.counts()
+        full, reused, reselected, unknown, *moves = ours.counts()
+        assert moves == [selection.reorders, selection.moved]
+        assert (selection.moved > 0) == (config.order == "importance")
         if config.p == 0:
             assert (full, reused, reselected, unknown) == (0, 0, 0, 0)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.engines.plugin_fields import rope_fields, score_fields, select_fields
 from dycoke_trt.tests.engines.plugin.inside.life import (
     BUILD,
+    FIELD_TYPES,
     FOLDER,
     RUNTIME,
+    Launch,
     Plugin,
     World,
     load,
+    manifest,
     tensors,
 )
 
@@ -24,6 +28,7 @@ HEADS, KV_HEADS, DIM, BLOCK, LAYERS, SPLITS = 4, 2, 16, 8, 3, 2
 ROWS, TOKENS, WIDTH = 3, 7, 4
 KERNELS = FOLDER / "one"
 NAMES = ("DycokeScore", "DycokeSelect", "DycokeRope")
+PAPER, ORDER = DyCokeConfig.paper(), DyCokeConfig(memory=0.5, order="importance")
 _world = load()
 
 
@@ -35,11 +40,10 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     assert _world.cuda.fake_forbidden() == 0
 
 
-def fields(name: str, kernels: Path = KERNELS) -> dict[str, Any]:
+def fields(name: str, kernels: Path = KERNELS, config: DyCokeConfig = PAPER) -> dict[str, Any]:
     if name == "DycokeScore":
         return score_fields(kernels, BLOCK, layer=1, splits=SPLITS)
     if name == "DycokeSelect":
-        config = DyCokeConfig.paper()
         return select_fields(kernels, BLOCK, config, layers=LAYERS, visual_base=100)
     return rope_fields(kernels)
 
@@ -52,7 +56,9 @@ def floats(*shape: int) -> np.ndarray[Any, Any]:
     return np.zeros(shape, np.float32)
 
 
-def inputs(name: str, kernels: Path = KERNELS) -> list[np.ndarray[Any, Any]]:
+def inputs(
+    name: str, kernels: Path = KERNELS, config: DyCokeConfig = PAPER
+) -> list[np.ndarray[Any, Any]]:
     """A prompt chunk of 5 tokens and two decoding rows."""
     types = np.array([0, 1, 1], np.int32)
     pointers = np.array([[4096, 0]], np.int64)
@@ -66,14 +72,18 @@ def inputs(name: str, kernels: Path = KERNELS) -> list[np.ndarray[Any, Any]]:
     if name == "DycokeRope":
         return [qkv, cos_sin, ints(ROWS), ints(ROWS), types]
     common = [ints(TOKENS), ints(ROWS), ints(ROWS), table, ints(WIDTH + 1), *host]
+    after = [floats(TOKENS, HEADS * DIM)] if config.order == "importance" else []
     if kernels != KERNELS:
-        return [*common, floats(ROWS, WIDTH * BLOCK)]
+        return [*common, floats(ROWS, WIDTH * BLOCK), *after]
     statistics = [floats(ROWS, HEADS, SPLITS) for _ in range(2)]
-    return [*common, floats(ROWS, HEADS, WIDTH * BLOCK), *statistics]
+    return [*common, floats(ROWS, HEADS, WIDTH * BLOCK), *statistics, *after]
 
 
-def created(world: World, name: str, phase: int = RUNTIME, kernels: Path = KERNELS) -> Plugin:
-    plugin = world.create(name, fields(name, kernels), phase)
+def created(
+    world: World, name: str, phase: int = RUNTIME, kernels: Path = KERNELS,
+    config: DyCokeConfig = PAPER,
+) -> Plugin:  # fmt: skip
+    plugin = world.create(name, fields(name, kernels, config), phase)
     assert plugin is not None, world.messages
     return plugin
 
@@ -85,14 +95,21 @@ def test_creators(world: World) -> None:
     assert creators == [f"{name} {version} dycoke" for version in versions for name in NAMES]
 
 
-@pytest.mark.parametrize("name", NAMES)
+LATER_FIELDS = ("memory", "order", "moved_from")
+WITH_ORDER = [*((name, PAPER) for name in NAMES), ("DycokeSelect", ORDER)]
+with_order = pytest.mark.parametrize(
+    ("name", "config"), WITH_ORDER, ids=[*NAMES, "DycokeSelect-order"]
+)
+
+
+@with_order
 @pytest.mark.parametrize("folder", ["one", "two"])
-def test_building_an_engine(world: World, name: str, folder: str) -> None:
+def test_building_an_engine(world: World, name: str, config: DyCokeConfig, folder: str) -> None:
     """What a builder asks, in its order, and a plan's round trip; nothing touches the driver."""
     kernels = FOLDER / folder
-    plugin = created(world, name, BUILD, kernels)
+    plugin = created(world, name, BUILD, kernels, config)
     twin = plugin.clone()
-    given = inputs(name, kernels)
+    given = inputs(name, kernels, config)
     outputs = twin.infer(*given)
     if name == "DycokeRope":
         assert [o.shape for o in outputs] == [given[0].shape]
@@ -122,12 +139,12 @@ def test_building_an_engine(world: World, name: str, folder: str) -> None:
         one.destroy()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_timing_while_building_reads_nothing(world: World, name: str) -> None:
-    plugin = created(world, name, BUILD)
+@with_order
+def test_timing_while_building_reads_nothing(world: World, name: str, config: DyCokeConfig) -> None:
+    plugin = created(world, name, BUILD, config=config)
     timed = plugin.attach()
     assert timed is not None
-    given = inputs(name)
+    given = inputs(name, config=config)
     for array in given:
         world.cuda.fake_mark_device(array.ctypes.data, array.nbytes)
     status, outputs = timed.enqueue(*given)
@@ -141,13 +158,13 @@ def test_timing_while_building_reads_nothing(world: World, name: str) -> None:
     timed.destroy()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@with_order
 @pytest.mark.parametrize("folder", ["one", "two"])
-def test_a_step(world: World, name: str, folder: str) -> None:
+def test_a_step(world: World, name: str, config: DyCokeConfig, folder: str) -> None:
     """Grids and launch order of a mixed batch; a recorded step allocates and loads nothing."""
     kernels = FOLDER / folder
-    plugin = world.attached(name, fields(name, kernels))
-    given = inputs(name, kernels)
+    plugin = world.attached(name, fields(name, kernels, config))
+    given = inputs(name, kernels, config)
     heads, kv_heads = (HEADS, KV_HEADS) if folder == "one" else (2, 1)
     given[0] = floats(TOKENS, (heads + 2 * kv_heads) * DIM) if name != NAMES[1] else given[0]
     for recorded in (False, True):
@@ -161,6 +178,7 @@ def test_a_step(world: World, name: str, folder: str) -> None:
             expected += [("scores_kernel", (ROWS, 1, 1))] if folder == "two" else []
         elif name == "DycokeSelect":
             expected = [("context_kernel", (1, 1, 1)), ("select_kernel", (ROWS, 1, 1))]
+            expected += [("reorder_kernel", programs(folder))] if config == ORDER else []
         else:
             expected = [("rotary_kernel", (TOKENS, 1, 1))]
         assert got == expected
@@ -325,6 +343,10 @@ def no_pool(given: list[Any]) -> None:
     given[6][:] = 0
 
 
+def other_order(given: list[Any]) -> None:
+    given[7][:, 1] = [1, 0, 2]
+
+
 def short_table(given: list[Any]) -> None:
     given[4] = ints(WIDTH)
 
@@ -335,12 +357,13 @@ def short_table(given: list[Any]) -> None:
         (mixed_up, "prompts come first"),
         (two_pools, "more than one pool"),
         (no_pool, "host_kv_cache_pool_pointers"),
+        (other_order, "layer 0 is number 1 of the pool"),
         (short_table, "keep_table has 4 entries for tables of 4 blocks"),
     ],
 )
 def test_steps_that_are_refused(world: World, fault: Any, says: str) -> None:
-    plugin = world.attached("DycokeSelect", fields("DycokeSelect"))
-    given = inputs("DycokeSelect")
+    plugin = world.attached("DycokeSelect", fields("DycokeSelect", config=ORDER))
+    given = inputs("DycokeSelect", config=ORDER)
     fault(given)
     status, _ = plugin.enqueue(*given)
     assert status == -1
@@ -350,13 +373,108 @@ def test_steps_that_are_refused(world: World, fault: Any, says: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("missing", ["images", "splits", "threshold", "block_bytes"])
+@pytest.mark.parametrize("missing", ["images", "splits", *LATER_FIELDS, "block_bytes"])
 def test_missing_fields(world: World, name: str, missing: str) -> None:
     given = fields(name)
     if missing in given:
         del given[missing]
         assert world.create(name, given) is None
         assert f"{name}: creating: field '{missing}' is missing" in world.messages
+
+
+def test_an_engine_of_the_release_before_is_refused(world: World) -> None:
+    """Its fields say nothing of memory and order, and its images are of kernels without them."""
+    old = {k: v for k, v in fields("DycokeSelect").items() if k not in LATER_FIELDS}
+    stored = b"dycoke-fields 1\n"  # as V2 keeps them; V3 is given the fields themselves
+    for name, array in old.items():
+        head = struct.pack("<iii", len(name), FIELD_TYPES[array.dtype.name], array.size)
+        stored += head + name.encode() + array.tobytes()
+    again = (
+        world.deserialized("DycokeSelect", stored)
+        if world.interface == "v2"
+        else world.create("DycokeSelect", old, RUNTIME)
+    )
+    assert again is None
+    assert "field 'memory' is missing" in world.messages
+    assert "build the engine and the plugin from the same release" in world.messages
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("memory", 1.0), ("memory", -0.5), ("memory", np.nan), ("order", 2), ("order", -1)],
+)
+def test_fields_out_of_range(world: World, field: str, value: float) -> None:
+    given = fields("DycokeSelect")
+    given[field] = np.array([value], given[field].dtype)
+    assert world.create("DycokeSelect", given) is None
+    assert f"field '{field}' is" in world.messages
+
+
+def test_an_order_needs_the_kernel_that_moves(world: World) -> None:
+    """And the input behind which it may: neither is there for an order that moves nothing."""
+    assert "reorder" not in str(fields("DycokeSelect")["images"].tobytes())
+    with_order = fields("DycokeSelect", config=ORDER)
+    plugin = world.create("DycokeSelect", fields("DycokeSelect") | {"order": with_order["order"]})
+    assert plugin is not None
+    assert refused_in_the_end(plugin, inputs("DycokeSelect", config=ORDER))
+    assert "kernel reorder has no image" in world.messages
+    plugin = created(world, "DycokeSelect", config=ORDER)
+    out = tensors(*(floats(1) for _ in range(2)))
+    given = inputs("DycokeSelect")
+    done = world.harness.harness_infer(plugin.handle, tensors(*given), len(given), out, 2)
+    assert done == -1
+    plugin.destroy()
+
+
+def refused_in_the_end(plugin: Plugin, given: list[Any]) -> bool:
+    """V3 says no to a context; V2 cannot, its step does."""
+    there = plugin.attach()
+    plugin.destroy()
+    if there is None:
+        return True
+    status, _ = there.enqueue(*given)
+    there.destroy()
+    return status != 0
+
+
+def test_prompts_alone_move_nothing(world: World) -> None:
+    plugin = world.attached("DycokeSelect", fields("DycokeSelect", config=ORDER))
+    given = inputs("DycokeSelect", config=ORDER)
+    given[5][:] = 0
+    status, _ = plugin.enqueue(*given)
+    assert status == 0, world.messages
+    assert [launch.entry for launch in world.launches] == ["context_kernel", "select_kernel"]
+    plugin.destroy()
+
+
+def test_averages_take_memory_where_there_are_any(world: World) -> None:
+    taken = {}
+    for config in (PAPER, ORDER):
+        plugin = world.attached("DycokeSelect", fields("DycokeSelect", config=config))
+        status, _ = plugin.enqueue(*inputs("DycokeSelect", config=config))
+        assert status == 0, world.messages
+        (select,) = [launch for launch in world.launches if launch.entry == "select_kernel"]
+        scores, average = (pointer(select, name) for name in ("state_scores", "state_average"))
+        taken[config.memory] = average - scores
+        world.launches.clear()
+        plugin.destroy()
+    assert taken[0.0] == 0
+    assert taken[0.5] >= 4 * BLOCK * (1 << 20) // int(fields("DycokeSelect")["block_bytes"][0])
+
+
+def programs(folder: str) -> tuple[int, int, int]:
+    """Of the kernel that moves: as many as its manifest says, whatever the batch."""
+    (image,) = (i for i in manifest(folder)["images"] if i["entry"] == "reorder_kernel" and
+                i["target"] == "sm_90")  # fmt: skip
+    x, y, z = image["grid"]
+    return x, y, z
+
+
+def pointer(launch: Launch, name: str) -> int:
+    """What was passed for a parameter of select_kernel."""
+    images = {image["entry"]: image for image in manifest("one")["images"]}
+    names = [parameter["name"] for parameter in images[launch.entry]["parameters"]]
+    return int.from_bytes(launch.values[names.index(name)], "little")
 
 
 def test_contexts_of_an_engine_share_a_state_and_pools_do_not(world: World) -> None:
@@ -368,7 +486,7 @@ def test_contexts_of_an_engine_share_a_state_and_pools_do_not(world: World) -> N
         given[6][0, 0] = pool
         status, _ = plugin.enqueue(*given)
         assert status == 0, world.messages
-        records.append(world.launches[-1].values[10])
+        records.append(pointer(world.launches[-1], "state_record"))
     assert records[0] == records[1] != records[2]
     given[6][0, 0] = 16_384  # both states are in use by now
     assert second.enqueue(*given)[0] == -1

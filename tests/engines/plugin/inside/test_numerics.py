@@ -22,12 +22,15 @@ import torch
 from dycoke_trt.core import pool as kv_pool
 from dycoke_trt.core import state as core
 from dycoke_trt.core.config import DyCokeConfig
+from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.dtype import Dtype
+from dycoke_trt.core.importance import reorder_pool
 from dycoke_trt.core.pool import encode_table
 from dycoke_trt.core.reselection import block_keep_table, visual_scores
 from dycoke_trt.engines.plugin_fields import rope_fields, score_fields, select_fields
 from dycoke_trt.kernels.context import context_kernel
 from dycoke_trt.kernels.images import KernelShape, plugin_variants
+from dycoke_trt.kernels.reorder import reorder_kernel
 from dycoke_trt.kernels.rotary import rotary_kernel, rotary_table
 from dycoke_trt.kernels.score import logits_kernel, scores_kernel
 from dycoke_trt.kernels.select import select_kernel
@@ -51,10 +54,14 @@ from torch import Tensor
 
 HEADS, KV_HEADS, DIM, BLOCK, WIDTH = 4, 2, 16, 8, 8
 SCORING_LAYER, P = 1, 0.6
+RASTER = DyCokeConfig(l=SCORING_LAYER + 1, p=P, gate_threshold=THRESHOLD)
+ORDER = RASTER.with_changes(memory=0.6, order="importance")
 KERNELS = {
     kernel.fn.__name__: kernel
-    for kernel in (context_kernel, logits_kernel, rotary_kernel, scores_kernel, select_kernel)
-}
+    for kernel in (
+        context_kernel, logits_kernel, reorder_kernel, rotary_kernel, scores_kernel, select_kernel
+    )
+}  # fmt: skip
 _TORCH = {
     "*fp32": torch.float32, "*fp16": torch.float16, "*i32": torch.int32, "*u8": torch.uint8,
     "*i64": torch.int64,
@@ -91,7 +98,9 @@ class Interpreter:
             address = int.from_bytes(raw, "little")
             buffer = (ctypes.c_char * 8).from_address(address)
             arguments.append(torch.frombuffer(buffer, dtype=_TORCH[kind], count=1))
-        KERNELS[launch.entry][launch.grid](*arguments, **self.constants[launch.entry])
+        # Any number of programs moves all there is; here each takes its time after the other.
+        grid = (2, 1, 1) if launch.entry == "reorder_kernel" else launch.grid
+        KERNELS[launch.entry][grid](*arguments, **self.constants[launch.entry])
 
 
 @pytest.fixture
@@ -112,11 +121,13 @@ class Rank:
     plugins: dict[str, Plugin] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, world: World, folder: str, number: int, ranks: int, pool: Tensor) -> Rank:
+    def make(
+        cls, world: World, folder: str, number: int, ranks: int, pool: Tensor,
+        config: DyCokeConfig = RASTER,
+    ) -> Rank:  # fmt: skip
         kernels = FOLDER / folder
-        config = DyCokeConfig.from_dict({"p": P, "gate_threshold": THRESHOLD})
-        mine = pool[:, :, :, number * KV_HEADS // ranks : (number + 1) * KV_HEADS // ranks]
-        rank = cls(number, ranks, mine.contiguous())
+        rank = cls(number, ranks, torch.empty(0))
+        rank.pool = rank.heads(pool).clone()
         rank.plugins = {
             "score": world.attached(
                 "DycokeScore", score_fields(kernels, BLOCK, layer=SCORING_LAYER, splits=2)
@@ -128,6 +139,10 @@ class Rank:
             "rope": world.attached("DycokeRope", rope_fields(kernels)),
         }
         return rank
+
+    def heads(self, pool: Tensor) -> Tensor:
+        """This rank's heads of a pool of all."""
+        return pool.chunk(self.ranks, 3)[self.number]
 
     def part(self, qkv: Tensor) -> np.ndarray[Any, Any]:
         """This rank's q | k | v of [tokens, heads + 2 kv heads, D]."""
@@ -144,19 +159,45 @@ def rotated(x: Tensor, position: Tensor, table: Tensor) -> Tensor:
 
 
 def counted() -> list[int]:
-    """Rows by decision, of the published file."""
+    """Rows by decision, then rows and tokens that moved, of the published file."""
     path = Path(os.environ["DYCOKE_COUNTERS_FILE"])
     if not path.exists():
-        return [0] * 4
-    rows = json.loads(path.read_text())["rows"]
-    return [rows[name] for name in ("full", "reused", "reselected", "unknown")]
+        return [0] * 6
+    counts = json.loads(path.read_text())
+    rows = [counts["rows"][name] for name in ("full", "reused", "reselected", "unknown")]
+    return [*rows, counts["reorders"], counts["moved"]]
 
 
-@pytest.mark.parametrize(
-    ("folder", "ranks"), [("one", 1), ("two", 2), ("half_one", 1), ("half_two", 2)]
-)
-@pytest.mark.parametrize(("interface", "seed"), [("v3", 1), ("v3", 2), ("v2", 1)])
-def test_steps_equal_core(world: World, folder: str, ranks: int, interface: str, seed: int) -> None:
+def places_decided(ranked: Tensor, seen: Tensor, kept: Tensor) -> bool:
+    """Whether the tokens that were selected score higher than the others by more than sums in
+    another order may. ranked: fp32 [T] as they lie behind the step; seen, kept: bool [T]."""
+    best, rest = ranked[seen & kept], ranked[seen & ~kept]
+    return not (len(best) and len(rest)) or bool(best.min() - rest.max() > 1e-6)
+
+
+FOLDERS = {"one": 1, "two": 2, "half_one": 1, "half_two": 2}  # and how many ranks share the heads
+CASES = [
+    *((folder, *case) for folder in FOLDERS for case in (
+        ("v3", 1, RASTER), ("v3", 2, RASTER), ("v2", 1, RASTER), ("v3", 24, ORDER)
+    )),
+    ("one", "v2", 8, ORDER),
+    ("half_two", "v2", 8, ORDER),
+    ("one", "v3", 7, RASTER.with_changes(memory=0.6)),
+    ("two", "v3", 24, RASTER.with_changes(order="importance")),
+]  # fmt: skip
+
+
+def name_of(value: object) -> str:
+    if isinstance(value, DyCokeConfig):
+        return f"{value.order}-memory{value.memory}"
+    return str(value)
+
+
+@pytest.mark.parametrize(("folder", "interface", "seed", "config"), CASES, ids=name_of)
+def test_steps_equal_core(
+    world: World, folder: str, interface: str, seed: int, config: DyCokeConfig
+) -> None:
+    ranks = FOLDERS[folder]
     world.use(interface)
     dtype = getattr(torch, manifest(folder)["shape"]["dtype"])
     requests = Requests(BLOCK, WIDTH, seed)
@@ -167,9 +208,10 @@ def test_steps_equal_core(world: World, folder: str, ranks: int, interface: str,
     keep_table = block_keep_table(P, WIDTH)
     mapping = np.array([[0, layer] for layer in range(LAYERS)], np.int32)
     before = counted()
-    team = [Rank.make(world, folder, number, ranks, pool) for number in range(ranks)]
+    team = [Rank.make(world, folder, number, ranks, pool, config) for number in range(ranks)]
     world.run = Interpreter(folder)
-    decisions = torch.zeros(4, dtype=torch.int64)
+    counts = torch.zeros(6, dtype=torch.int64)
+    orders = config.order == "importance"
     fed = torch.randn(3, HEADS + 2 * KV_HEADS, DIM, generator=requests.random)
     mixed = chunked = 0
     for step in range(7):
@@ -225,12 +267,17 @@ def test_steps_equal_core(world: World, folder: str, ranks: int, interface: str,
         selected = []
         for rank in team:
             pointers = np.array([[rank.pool.data_ptr(), 0]], np.int64)
+            # What is never read may be anything.
+            after = [np.full((len(ids), HEADS // ranks * DIM), np.nan, turned.dtype)] * orders
+            world.launches.clear()
             status, out = rank.plugins["select"].enqueue(
                 np.array(ids, np.int32), lengths.numpy(), context.numpy(), table4,
-                keep_table.numpy(), types, pointers, mapping, *given,
+                keep_table.numpy(), types, pointers, mapping, *given, *after,
             )  # fmt: skip
             assert status == 0, world.messages
             selected.append(out)
+            moving = [one for one in world.launches if one.entry == "reorder_kernel"]
+            assert len(moving) == (orders and len(decodes) > 0)
         assert world.cuda.fake_forbidden() == 0
         for new_table, new_lengths in selected:  # prompts pass through
             np.testing.assert_array_equal(new_table[0, :first], table[:first])
@@ -247,24 +294,44 @@ def test_steps_equal_core(world: World, folder: str, ranks: int, interface: str,
         )
         theirs = core.reselect(
             requests.theirs, there, length, prompt, scores,
-            keep_table=keep_table, threshold=THRESHOLD,
+            keep_table=keep_table, threshold=THRESHOLD, memory=config.memory, order=config.order,
         )  # fmt: skip
-        assert decided(scores, seen, length, BLOCK)
+        if theirs.order is not None:
+            reorder_pool(pool, theirs.order, there, slice(SCORING_LAYER, None))
+            moved = (theirs.order != torch.arange(WIDTH * BLOCK)).sum(1)
+            counts[4:] += torch.stack([(moved > 0).sum(), moved.sum()])
+        ranked = torch.where(seen, by_token(config, requests.theirs, there), 0)
+        if orders:
+            kept = theirs.keep.repeat_interleave(BLOCK, dim=1)
+            for row in (theirs.decision == Decision.RESELECT).nonzero()[:, 0]:
+                assert places_decided(ranked[row], seen[row], kept[row])
+        else:
+            assert decided(ranked, seen, length, BLOCK)
         assert ((theirs.similarity - THRESHOLD).abs() > 1e-4).all()
         for new_table, new_lengths in selected:
             np.testing.assert_array_equal(new_table[0, first:], encode_table(theirs.table, LAYERS))
             np.testing.assert_array_equal(new_lengths[first:], theirs.lengths.int())
-        decisions += torch.bincount(theirs.decision.long(), minlength=4)
+        for rank in team:
+            assert torch.equal(rank.pool, rank.heads(pool))
+        counts[:4] += torch.bincount(theirs.decision.long(), minlength=4)
         requests.retire()
     assert mixed
     assert chunked
-    assert decisions[1] > 0 and decisions[2] > 0  # noqa: PT018
+    assert counts[1] > 0
+    assert counts[2] > 0
+    assert (counts[4] > 0) == orders
     world.cuda.fake_capture(0)
     for rank in team:
         for plugin in rank.plugins.values():
             plugin.destroy()
     published = [now - then for now, then in zip(counted(), before, strict=True)]
-    assert published == (ranks * decisions).tolist()
+    assert published == (ranks * counts).tolist()
+
+
+def by_token(config: DyCokeConfig, state: core.ReselectionState, blocks: Tensor) -> Tensor:
+    """fp32 [S, M * B]: what selection ranks, as it lies behind a step."""
+    per_token = state.average if config.memory > 0 else state.scores
+    return per_token[blocks.clamp(0, state.num_blocks)].flatten(1)
 
 
 def test_a_sequence_without_a_record_passes_through(world: World) -> None:
@@ -287,4 +354,6 @@ def test_a_sequence_without_a_record_passes_through(world: World) -> None:
     np.testing.assert_array_equal(new_lengths, lengths)
     for plugin in rank.plugins.values():
         plugin.destroy()
-    assert [now - then for now, then in zip(counted(), before, strict=True)] == [0, 0, 0, 1]
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [
+        0, 0, 0, 1, 0, 0
+    ]  # fmt: skip
