@@ -131,8 +131,8 @@ def compare(world: World, outcome: Outcome, decodes: list[Row], full: Tensor) ->
         assert not work.moved.any()
     else:
         assert not work.moved[:first].any() and not work.moved[last:].any()  # noqa: PT018
-        for row, order in enumerate(theirs.order):
-            assert torch.equal(listed_order(work, first + row), order)
+        for index, order in enumerate(theirs.order):
+            assert torch.equal(listed_order(work, first + index), order)
     assert torch.equal(mine.decision[first:last], theirs.decision)
     assert torch.equal(mine.lengths[first:last], theirs.lengths.int())
     assert torch.equal(mine.table[first:last], encode_table(theirs.table, LAYERS))
