@@ -9,6 +9,7 @@ from ..core.config import DyCokeConfig
 from ..core.counts import tokens_kept
 
 _TOKEN = DyCokeConfig(granularity="token")
+_TUNED = {"gate": "always", "memory": 0.5}
 
 
 class Setting(NamedTuple):
@@ -16,6 +17,12 @@ class Setting(NamedTuple):
 
     config: DyCokeConfig
     tokens_per_block: int | None = None
+
+
+_BASES = {
+    "full tokens": Setting(DyCokeConfig.off()),
+    "TTM": Setting(_TOKEN.with_changes(p=0.0)),
+}
 
 
 class Span(NamedTuple):
@@ -47,53 +54,48 @@ def selection(span: Span) -> dict[str, Setting]:
 
     Settings of one P attend to about as many visual tokens per pruned step.
     """
-    settings = {
-        "full tokens": Setting(DyCokeConfig.off()),
-        "TTM": Setting(_TOKEN.with_changes(p=0)),
-    }
-
-    def add(block: int | None, p: float, **changes: object) -> None:
-        rate = p if block is None else block_rate(span, block, p)
-        config = DyCokeConfig().with_changes(
-            p=rate, granularity="token" if block is None else "block", **changes
-        )
-        what = "tokens" if block is None else f"blocks of {block}"
-        said = ", ".join(str(value) for value in changes.values())
-        settings[f"P={p} {what}: {said or 'paper'}"] = Setting(config, block)
-
+    rows = []
     for p in (0.7, 0.5, 0.9):
-        add(None, p)
-        add(None, p, gate="always", memory=0.5)
+        rows += [_row(span, None, p), _row(span, None, p, **_TUNED)]
         for block in (16, 32, 64):
-            add(block, p)
-            add(block, p, gate="always", memory=0.5)
-            add(block, p, gate="always", memory=0.5, order="importance")
+            rows += [
+                _row(span, block, p),
+                _row(span, block, p, **_TUNED),
+                _row(span, block, p, **_TUNED, order="importance"),
+            ]
     for gate in ("reuse", "always"):
         for memory in (0.0, 0.3, 0.5, 0.65, 0.8, 0.9):
-            if (gate, memory) not in (("reuse", 0.0), ("always", 0.5)):
-                add(None, 0.7, gate=gate, memory=memory)
-            if (gate, memory) != ("always", 0.5):
-                add(32, 0.7, gate=gate, memory=memory, order="importance")
-    add(32, 0.7, block_reduce="max")
-    # Rates of large blocks are few: where two P give the same one, the first stands for both.
+            rows.append(_row(span, None, 0.7, gate=gate, memory=memory))
+            rows.append(_row(span, 32, 0.7, gate=gate, memory=memory, order="importance"))
+    rows.append(_row(span, 32, 0.7, block_reduce="max"))
+    # Settings that coincide, such as rates of large blocks, have the name that came first.
     names: dict[Setting, str] = {}
-    for name, setting in settings.items():
+    for name, setting in rows:
         names.setdefault(setting, name)
-    return {name: setting for setting, name in names.items()}
+    return {**_BASES, **{name: setting for setting, name in names.items()}}
 
 
 def candidates(span: Span) -> dict[str, Setting]:
     """What `tuned()` was chosen from, and what it is measured against."""
-    every = selection(span)
-    names = [
-        "full tokens", "TTM", _PAPER, "P=0.7 blocks of 32: paper", "P=0.9 tokens: paper",
-        *(f"P=0.7 tokens: always, {memory}" for memory in (0.5, 0.65, 0.8)),
-        *(f"P=0.7 blocks of 32: always, {memory}, importance" for memory in (0.5, 0.65, 0.8)),
-        "P=0.7 blocks of 32: reuse, 0.5, importance",
-        "P=0.7 blocks of 64: always, 0.5, importance",
-        "P=0.9 blocks of 16: always, 0.5, importance",
-    ]  # fmt: skip
-    return {name: every[name] for name in names}
+    rows = [_row(span, None, 0.7), _row(span, 32, 0.7), _row(span, None, 0.9)]
+    for block, more in ((None, {}), (32, {"order": "importance"})):
+        for memory in (0.5, 0.65, 0.8):
+            rows.append(_row(span, block, 0.7, gate="always", memory=memory, **more))
+    for gate, block, p in (("reuse", 32, 0.7), ("always", 64, 0.7), ("always", 16, 0.9)):
+        rows.append(_row(span, block, p, gate=gate, memory=0.65, order="importance"))
+    return {**_BASES, **dict(rows)}
+
+
+def _row(span: Span, block: int | None, p: float, **changes: object) -> tuple[str, Setting]:
+    """A setting and its name: `P=0.7 tokens: paper`, `P=0.7 blocks of 32: always, 0.5`."""
+    config = DyCokeConfig().with_changes(
+        p=p if block is None else block_rate(span, block, p),
+        granularity="token" if block is None else "block",
+        **changes,
+    )
+    what = "tokens" if block is None else f"blocks of {block}"
+    said = ", ".join(map(str, changes.values())) or "paper"
+    return f"P={p} {what}: {said}", Setting(config, block)
 
 
 class Study(NamedTuple):
