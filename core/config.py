@@ -123,16 +123,6 @@ class DyCokeConfig:
         _refuse_unknown(changes)
         return replace(self, **changes)
 
-    def check_paper_selection(self, runner: str) -> None:
-        """Raises DyCokeError for the first of `memory` and `order` that `runner` does not run."""
-        for name in ("memory", "order"):
-            value, paper = getattr(self, name), _LATER_FIELDS[name]
-            if value != paper:
-                raise DyCokeError(
-                    f"{name}={value!r} is not run by {runner}; allowed there: {name}={paper!r}; "
-                    "eval/oracle.py runs it"
-                )
-
     def __str__(self) -> str:
         """What matters of it in a line: `K=0.7 ttm paper; P=0.7 L=3 gate reuse, ...`."""
         merging = f"K={self.k} ttm {self.ttm}" if self.ttm != "off" and self.k > 0 else "no TTM"

@@ -141,15 +141,6 @@ def test_what_an_order_of_importance_leaves_without_effect(change: dict[str, str
         DyCokeConfig(order="importance", **change)
 
 
-@pytest.mark.parametrize("change", [{"memory": 0.5}, {"order": "importance"}])
-def test_what_runs_the_paper_alone_refuses_by_name(change: dict[str, object]) -> None:
-    (name,) = change
-    with pytest.raises(DyCokeError, match=f"{name}=.* is not run by a bundle"):
-        DyCokeConfig.from_dict(change).check_paper_selection("a bundle")
-    DyCokeConfig.paper().check_paper_selection("a bundle")
-    DyCokeConfig.reference().check_paper_selection("a bundle")
-
-
 def test_presets_differ_in_selection_alone() -> None:
     paper, tuned = DyCokeConfig.paper(), DyCokeConfig.tuned()
     assert paper == DyCokeConfig()
