@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
+from ...core.config import DyCokeConfig
 from ...runtime.stages import STAGES
 from ..html import document, table
 
@@ -24,6 +25,7 @@ def page(summary: dict[str, Any]) -> str:
     lead = (
         f"{summary['requests']} requests after {plan['warmup']} of warm-up, "
         f"{plan['mode']}, {plan['device']}, {plan['frames']} frames, tokens: {tokens}. "
+        f"{DyCokeConfig(**summary['dycoke'])}. "
         f"{where['processor']}, {where['cores']} cores, commit {where['commit']}."
     )
     figures = [

@@ -71,6 +71,7 @@ def test_kernels_within_a_graph_belong_to_the_stage_that_launched_it(tmp_path: P
 
 def test_the_page_lists_kernels_and_opens_in_a_browser(tmp_path: Path) -> None:
     summary = summarise(stored(tmp_path)) | {
+        "dycoke": {},
         "plan": {"warmup": 1, "mode": "offline", "device": "cuda", "frames": 16, "question": "?"},
         "answers": [{"tokens": 2}],
         "machine": {"processor": "p", "cores": 1, "commit": "c"},

@@ -202,7 +202,11 @@ def test_p_zero_is_the_identity() -> None:
     prefill(state, sequences, 7)
     for sequence in sequences:
         sequence.length += 1
-    got = step(state, sequences, torch.rand(3, WIDTH * SIZE), p=0.0)
+    scores = torch.rand(3, WIDTH * SIZE)
+    moved = step(state, sequences, scores, p=0.0, mode=GateMode.ALWAYS, order="importance")
+    assert torch.equal(moved.order, torch.arange(WIDTH * SIZE).expand(3, -1))
+    prefill(state, sequences, 7)
+    got = step(state, sequences, scores, p=0.0)
     blocks, lengths, _ = tensors(sequences)
     assert torch.equal(got.table, blocks)
     assert torch.equal(got.lengths, lengths)
