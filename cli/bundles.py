@@ -23,7 +23,7 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle to write.")],
     preset: Annotated[
         str,
-        typer.Option("--preset", help="tuned, paper or reference; the options below change it."),
+        typer.Option("--preset", help="tuned or paper; the options below change it."),
     ] = "tuned",
     k: Annotated[
         float | None, typer.Option("--k", help="TTM pruning rate K, 0 <= K < 1; default 0.7.")
@@ -72,6 +72,9 @@ def export(
         "k": k, "l": l, "p": p, "ttm": ttm, "gate": gate, "memory": memory, "order": order,
         "granularity": granularity, "block_reduce": block_reduce,
     }  # fmt: skip
+    if p == 0:
+        selecting = {"l": l, "gate": gate, "memory": memory, "order": order}
+        refuse_idle("with --p 0", **selecting, granularity=granularity, block_reduce=block_reduce)
     if granularity == "token":
         refuse_idle("with --granularity token", order=order, block_reduce=block_reduce)
         given["order"] = "raster"

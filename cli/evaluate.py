@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -156,8 +157,10 @@ def _measure(
         settings, bases = _settings(*setting), ("full tokens",)
     for each in settings.values():
         each.config.check_layers(_layers(folder))
-    block = setting.tokens_per_block
-    load = partial(NativeAnswerer, tokens_per_block=block or 16) if native else Answerer
+    load: Callable[[Path], Answerer] = Answerer
+    if native:
+        assert setting.tokens_per_block is not None
+        load = partial(NativeAnswerer, tokens_per_block=setting.tokens_per_block)
     results = run_suite(folder, samples, seed, list(settings.values()), workers, load)
     rows = list(
         track(results, "samples", total=samples, console=Console(stderr=True), disable=quiet)

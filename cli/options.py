@@ -63,11 +63,7 @@ def preset_config(name: str) -> DyCokeConfig:
     from ..core.config import DyCokeConfig
     from ..core.errors import DyCokeError
 
-    presets = {
-        "tuned": DyCokeConfig.tuned,
-        "paper": DyCokeConfig.paper,
-        "reference": DyCokeConfig.reference,
-    }
+    presets = {"tuned": DyCokeConfig.tuned, "paper": DyCokeConfig.paper}
     if name not in presets:
         raise DyCokeError(f"unknown preset {name!r}; allowed: {', '.join(presets)}")
     return presets[name]()

@@ -73,12 +73,17 @@ class DyCokeConfig:
         _choice("block_reduce", self.block_reduce, get_args(BlockReduce))
         object.__setattr__(self, "memory", _number("memory", self.memory, upper_open=True))
         _choice("order", self.order, get_args(Order))
+        if self.gate == GateMode.ONCE.label and self.memory > 0:
+            raise DyCokeError(
+                f"memory={self.memory} has no effect with gate='once', which selects in the first "
+                "step alone; allowed there: memory=0"
+            )
         if self.order == "importance":
             for name, alone in (("granularity", "block"), ("block_reduce", "sum")):
                 if getattr(self, name) != alone:
                     raise DyCokeError(
                         f"{name}={getattr(self, name)!r} has no effect with order='importance'; "
-                        f"allowed there: {name}={alone!r}"
+                        f"allowed there: {name}={alone!r}, or order='raster'"
                     )
 
     @classmethod

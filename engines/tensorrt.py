@@ -170,7 +170,7 @@ def _build(
         assert model is not None
         frames = 64 if max_frames is None else max_frames
         ranks = 1 if tp is None else tp
-        sized = model_of_preset(model, tp=ranks, max_frames=frames, config=DyCokeConfig())
+        sized = model_of_preset(model, tp=ranks, max_frames=frames, config=DyCokeConfig.tuned())
     plan = plan_build(
         sized,
         gpu,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -184,7 +184,7 @@ class Pipeline:
             total_time=time.perf_counter() - begun,
             steps=self._steps.pop(request_id),
             config=self.config,
-            selection=replace(self.engine.selection),
+            selection=self.engine.selection.snapshot(),
         )
 
     def _keep_trace(self, request_id: str, step: StepTrace) -> None:

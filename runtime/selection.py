@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.decisions import Decision
@@ -62,6 +62,10 @@ class SelectionCounts:
     context: int = 0
     attended: int = 0
     seconds: float = 0.0
+
+    def snapshot(self) -> SelectionCounts:
+        """The counts of now, which later steps do not change."""
+        return replace(self, decisions=[*self.decisions])
 
     def add(self, decision: Tensor, lengths: Tensor, attended: Tensor, begun: float) -> None:
         """One step of S sequences: int [S] each, on the CPU; begun: when it began to score."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...core.config import DyCokeConfig
 from ...core.decisions import Decision
-from ...core.importance import reorder_pool
 from ...core.pool import encode_table
 from ...core.reselection import block_keep_table, token_keep_table, visual_scores
 from ...core.state import (
@@ -38,6 +37,28 @@ class Scores(NamedTuple):
     blocks: Tensor  # int64 [S, blocks in use]
     visual: Tensor
     scores: Tensor
+
+
+def move_tokens(pool: Tensor, target: Tensor, source: Tensor, first_layer: int) -> None:
+    """K and V of tokens in all layers from `first_layer` on, from slots to other slots, in place.
+
+    pool: [num_blocks, L, 2, Hkv, B, D]; target, source: int64 [n], block * B + slot, the same slots
+    in another order. The same as `core.importance.reorder_pool`, which copies all to move a few.
+    """
+    _, layers, _, kv_heads, size, dim = pool.shape
+    rows = pool.view(-1, dim)  # one per block, layer, K or V, head and slot
+    plane = torch.arange(2 * kv_heads, device=pool.device)
+
+    def of_layer_0(slot: Tensor) -> Tensor:
+        block, within = slot // size, slot % size
+        slab = block[:, None] * (2 * kv_heads * layers) + plane
+        return (slab * size + within[:, None]).flatten()
+
+    to, origin = of_layer_0(target), of_layer_0(source)
+    # Layer by layer: a copy of all at once would come as untouched pages.
+    for layer in range(first_layer, layers):
+        of_layer = rows[2 * kv_heads * size * layer :]
+        of_layer.index_copy_(0, to, of_layer.index_select(0, origin))
 
 
 class PruningTables:
@@ -125,14 +146,18 @@ class Pruner:
         return Selection(table, lengths, tokens.keep)
 
     def _move(self, order: Tensor, blocks: Tensor, pool: Tensor) -> None:
-        """order: int64 [S, T] of `core.importance.swaps`."""
+        """order: int64 [S, T] of `core.importance.swaps`; blocks: int64 [S, T / B]."""
         places = torch.arange(order.shape[1], device=order.device)
-        moved = (order != places).sum(1)
-        rows = moved.nonzero()[:, 0]
-        if len(rows) > 0:
-            reorder_pool(pool, order[rows], blocks[rows], slice(self.scoring_layer, None))
-            self._counts.reorders += len(rows)
-            self._counts.moved += int(moved.sum())
+        row, place = (order != places).nonzero(as_tuple=True)
+        if len(row) == 0:
+            return
+        size = self._state.tokens_per_block
+        target, source = (
+            blocks[row, at // size] * size + at % size for at in (place, order[row, place])
+        )
+        move_tokens(pool, target, source, self.scoring_layer)
+        self._counts.reorders += len(set(row.tolist()))
+        self._counts.moved += len(row)
 
     def _report(self, step: Reselection | TokenReselection, scores: Tensor, visual: Tensor) -> None:
         """Calls the trace for every row. scores: fp32 [S, T], visual: bool [S, T]."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dycoke_trt.bundle.manifest import read_manifest
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.demo import CLIPS_DIR, MODEL_DIR
 from dycoke_trt.tests.support import assert_one_line, demo_bundle, dycoke
@@ -40,6 +41,8 @@ def test_from_checkpoint_to_answer(tmp_path: Path) -> None:
         in json.loads((bundle / "bundle.json").read_text())["parts"]
     )
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+    assert str(DyCokeConfig.tuned()) in done.stdout
+    assert read_manifest(bundle).config == DyCokeConfig.tuned()
 
     done = dycoke("verify", bundle, "--source", MODEL_DIR, "--json")
     assert done.returncode == 0, done.stderr
@@ -58,6 +61,8 @@ def test_from_checkpoint_to_answer(tmp_path: Path) -> None:
         assert report["visual_tokens_before_ttm"] == 16 * 36
         assert report["visual_tokens"] == 265
         assert report["finish"] == "end"
+        assert report["config"]["order"] == "importance"
+        assert sum(report["selection"]["decisions"]) == report["output_tokens"]
         right += report["text"] == clip["answer"]
     assert right >= len(CLIPS) - 2  # at K = P = 0.7, on held-out clips
 
@@ -102,9 +107,10 @@ def test_verification_finds_other_weights(model: Path, tmp_path: Path) -> None:
 
 def test_a_tensor_parallel_bundle_is_verified_rank_by_rank(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    args = ("--dtype", "float32", "--tp", "2", *NO_KERNELS)
+    args = ("--preset", "paper", "--dtype", "float32", "--tp", "2", *NO_KERNELS)
     done = dycoke("export", MODEL_DIR, "-o", bundle, *args)
     assert done.returncode == 0, done.stderr
+    assert read_manifest(bundle).config == DyCokeConfig.paper()
     done = dycoke("verify", bundle, "--source", MODEL_DIR, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     stages = [check["stage"] for check in json.loads(done.stdout)]
@@ -179,6 +185,10 @@ def test_broken_checkpoints_leave_nothing(model: Path, tmp_path: Path, how: str)
         ("--p -0.1", "p=-0.1"),
         ("--l 6", "l=6 leaves nothing to prune in a model of 6 layers"),
         ("--ttm random", "ttm='random' cannot be exported"),
+        ("--preset reference", "unknown preset 'reference'; allowed: tuned, paper"),
+        ("--p 0 --memory 0.5", "--memory 0.5 has no effect with --p 0"),
+        ("--granularity token --order importance", "--order importance has no effect with --gran"),
+        ("--block-reduce max", "allowed there: block_reduce='sum', or order='raster'"),
         ("--dtype int8", "dtype='int8' is not allowed; allowed: float32, float16, bfloat16"),
         ("--tp 3", "tp=3 is impossible"),
         ("--max-frames 6", "max_frames=6"),

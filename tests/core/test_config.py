@@ -134,6 +134,11 @@ def test_memory_and_order_are_validated(name: str, value: object, allowed: str) 
         DyCokeConfig.from_dict({name: value})
 
 
+def test_memory_is_of_no_use_where_the_first_step_alone_selects() -> None:
+    with pytest.raises(DyCokeError, match=r"memory=0.5 has no effect with gate='once'"):
+        DyCokeConfig(gate="once", memory=0.5)
+
+
 @pytest.mark.parametrize("change", [{"granularity": "token"}, {"block_reduce": "max"}])
 def test_what_an_order_of_importance_leaves_without_effect(change: dict[str, str]) -> None:
     ((name, value),) = change.items()

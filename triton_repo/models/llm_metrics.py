@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from ...bundle.manifest import Manifest
+from ...core.config import DyCokeConfig
 from ...core.decisions import Decision
 from ...runtime.llm import LlmEngine
 from ...runtime.request import Event
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .llm_request import LlmRequest
 
 PUBLISH_SECONDS = 0.01
-_GAUGES = ("running", "waiting", "used", "blocks")
+_GAUGES = ("running", "waiting", "used", "blocks", "info")
 _OUTCOMES = ("end", "stop", "length", "cancelled", "failed", "refused")
 _LABELS = tuple(decision.label for decision in Decision)
 GATE_DECISIONS = ("dycoke_gate_decisions_total", "Gate decisions")  # name, description
@@ -33,6 +34,11 @@ MOVES = {  # attribute of SelectionCounts, and the plugins' word: name, descript
     "moved": ("dycoke_moved_tokens_total", "Tokens that these moved"),
 }
 _FIRST_TOKEN_BUCKETS = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]  # seconds
+
+
+def _selection(config: DyCokeConfig) -> dict[str, str]:
+    names = ("p", "l", "gate", "memory", "order", "granularity", "block_reduce")
+    return {name: str(getattr(config, name)) for name in names}
 
 
 class LlmMetrics:
@@ -76,9 +82,12 @@ class LlmMetrics:
             "waiting": self._metric("dycoke_requests_waiting", "Requests in line", kind.GAUGE),
             "used": self._metric("dycoke_kv_blocks_used", "KV blocks in use", kind.GAUGE),
             "blocks": self._metric("dycoke_kv_blocks", "KV blocks of the pool", kind.GAUGE),
+            "info": new_family(
+                "dycoke_selection_info", "1, labelled with what decode steps select by", kind.GAUGE
+            ).Metric(labels={**self._labels, **_selection(manifest.config)}),
         }
         self._lock = threading.Lock()
-        self._values: dict[str, float] = defaultdict(float, blocks=engine.blocks.num_blocks)
+        self._values: dict[str, float] = defaultdict(float, blocks=engine.blocks.num_blocks, info=1)
         self._published: dict[str, float] = defaultdict(float)
         self._firsts: list[float] = []  # seconds, not published yet
         self._publish()

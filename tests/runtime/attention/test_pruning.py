@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.decisions import Decision
+from dycoke_trt.core.importance import reorder_pool, swaps
+from dycoke_trt.runtime.attention.pruning import move_tokens
 from dycoke_trt.runtime.selection import StepTrace
 from dycoke_trt.tests.runtime.tiny import video_prompt
 
@@ -46,3 +49,33 @@ def test_p_zero_equals_no_pruning(make_client) -> None:
         client.engine.run_until_idle()
         answers.append(client.tokens("r"))
     assert answers[0] == answers[1]
+
+
+def test_moving_a_few_tokens_equals_reordering_all() -> None:
+    draw = torch.Generator().manual_seed(4)
+    size, blocks = 4, torch.tensor([[5, 2, 7], [1, 8, 3]])
+    pool = torch.randn(9, 3, 2, 2, size, 8, generator=draw)  # [blocks, layers, K and V, heads, ...]
+    attended = (torch.arange(12) < 6).expand(2, -1)
+    selected = torch.stack([torch.randperm(12, generator=draw) < 6 for _ in range(2)])
+    order = swaps(selected, attended)
+    expected = pool.clone()
+    reorder_pool(expected, order, blocks, slice(1, None))
+    row, place = (order != torch.arange(12)).nonzero(as_tuple=True)
+    assert len(row) >= 4
+    target, source = (
+        blocks[row, at // size] * size + at % size for at in (place, order[row, place])
+    )
+    move_tokens(pool, target, source, 1)
+    assert torch.equal(pool, expected)
+
+
+def test_an_answer_keeps_its_counts(make_client) -> None:
+    client = make_client(DyCokeConfig(l=2, p=0.5, order="importance", gate="always"))
+    submit(client, "a", 3)
+    client.engine.run_until_idle()
+    counts = client.engine.selection.snapshot()
+    before = (*counts.decisions, counts.moved)
+    submit(client, "b", 5)
+    client.engine.run_until_idle()
+    assert (*counts.decisions, counts.moved) == before
+    assert client.engine.selection.moved > counts.moved > 0
