@@ -16,7 +16,7 @@ from dycoke_trt.core.pool import encode_table
 from dycoke_trt.core.reselection import block_keep_table, prunable_blocks, visual_scores
 from dycoke_trt.core.state import ReselectionState
 from dycoke_trt.kernels.context import write_context
-from dycoke_trt.kernels.reorder import listed_order
+from dycoke_trt.kernels.reorder import listed_order, reorder_pool
 from dycoke_trt.kernels.score import ScoreWorkspace, score_logits
 from dycoke_trt.kernels.select import COUNTERS, SelectionOutput, select
 from dycoke_trt.tests.draws import assume, few_examples, given, st
@@ -234,13 +234,18 @@ def test_selection_equals_core_step_by_step(
     size=st.sampled_from([8, 16]),
     heads=st.sampled_from([(1, 1), (2, 1), (6, 2)]),
     splits=st.sampled_from([1, 4]),
+    memory=st.sampled_from([0.0, 0.5]),
+    order=st.sampled_from(["raster", "importance"]),
     seed=st.integers(0, 2**31),
 )
-def test_the_two_launches_equal_core(
-    dtype: torch.dtype, size: int, heads: tuple[int, int], splits: int, seed: int
-) -> None:
-    """Logits and statistics, then score, gate, select and compact, from q and the paged keys."""
+def test_the_launches_equal_core(
+    dtype: torch.dtype, size: int, heads: tuple[int, int], splits: int, memory: float, order: str,
+    seed: int,
+) -> None:  # fmt: skip
+    """Logits and statistics, then score, gate, select and compact, from q and the paged keys; in
+    order of importance keys follow their tokens."""
     query_heads, kv_heads = heads
+    options = {"threshold": THRESHOLD, "memory": memory, "order": order}
     width, dim, p = 8, 16, 0.6
     world = World(size, width, seed)
     generator = world.random
@@ -273,7 +278,7 @@ def test_the_two_launches_equal_core(
         )  # fmt: skip
         select(
             world.mine, table, lengths, context, workspace, keep_table, out,
-            layers=LAYERS, threshold=THRESHOLD, context_rows=first,
+            layers=LAYERS, context_rows=first, **options,
         )  # fmt: skip
         if decodes:
             there, length, prompt = blocks[first:], lengths[first:], context[first:]
@@ -283,26 +288,41 @@ def test_the_two_launches_equal_core(
                 decode_qkv[:, :query_heads], decode_qkv[:, query_heads : query_heads + kv_heads],
                 keys, length, visual,
             )  # fmt: skip
-            assume(decided(scores, visual, length, size))
             theirs = core.reselect(
-                world.theirs, there, length, prompt, scores,
-                keep_table=keep_table, threshold=THRESHOLD,
-            )  # fmt: skip
+                world.theirs, there, length, prompt, scores, keep_table=keep_table, **options
+            )
+            assume(decided(world, there, length, visual, keep_table, memory=memory, order=order))
             assume(((theirs.similarity - THRESHOLD).abs() > 1e-4).all())
             whole = SelectionOutput(
                 out.table[: len(rows)], out.lengths[: len(rows)], out.decision[: len(rows)],
                 out.similarity[: len(rows)], out.counters,
             )  # fmt: skip
             compare(world, Outcome(whole, workspace, theirs, first), decodes, table)
+        if order == "importance":
+            reorder_pool(pool, table, workspace, first_layer=1)
         world.retire()
 
 
-def decided(scores: Tensor, visual: Tensor, lengths: Tensor, size: int) -> bool:
-    """Whether all prunable blocks' scores differ by more than sums in another order may."""
-    prunable = prunable_blocks(visual, lengths, size)
-    sums = scores.view(*prunable.shape, size).sum(-1)
-    gaps = [sums[row][prunable[row]].sort().values.diff() for row in range(len(sums))]
-    return all(bool((gap > 1e-6).all()) for gap in gaps)
+def decided(
+    world: World, blocks: Tensor, lengths: Tensor, visual: Tensor, keep_table: Tensor,
+    *, memory: float, order: str,
+) -> bool:  # fmt: skip
+    """Whether the last to be selected and the first that is not differ by more than sums in another
+    order may: blocks, or tokens in order of importance. Behind the step, which keeps their set."""
+    ranked = world.theirs.average if memory else world.theirs.scores
+    ranked = ranked[blocks.clamp(max=world.num_blocks)].flatten(1)
+    candidate = prunable_blocks(visual, lengths, world.size)
+    wanted = keep_table[candidate.sum(1)]
+    if order == "importance":
+        kept = ~candidate | (candidate.cumsum(1) <= wanted[:, None])
+        candidate, wanted = visual, (visual & kept.repeat_interleave(world.size, dim=1)).sum(1)
+    else:
+        ranked = ranked.unflatten(1, (-1, world.size)).sum(-1)
+    for scores, of, count in zip(ranked, candidate, wanted.tolist(), strict=True):
+        best = scores[of].sort(descending=True).values
+        if 0 < count < len(best) and best[count - 1] - best[count] <= 1e-6:
+            return False
+    return True
 
 
 @pytest.mark.parametrize("fault", ["stale record", "outside the pool", "no prompt"])
@@ -330,27 +350,41 @@ def test_unknown_state_passes_through(fault: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_more_blocks_than_one_tile() -> None:
-    """Ranks and places run over several tiles of columns; ties go to the lowest block."""
-    size, width = 8, 150
+@pytest.mark.parametrize(
+    ("order", "memory", "width"), [("raster", 0.0, 150), ("importance", 0.5, 640)]
+)
+def test_more_blocks_than_one_tile(order: str, memory: float, width: int) -> None:
+    """Ranks, places and swaps run over several tiles; ties go to the lowest position.
+
+    In order of importance 5,114 tokens make five tiles of keys, and their swaps two.
+    """
+    size, options = 8, {"memory": memory, "order": order}
     state = ReselectionState.allocate(width, size, DEVICE)
+    twin = ReselectionState.allocate(width, size, DEVICE)
     blocks = torch.randperm(width, generator=torch.Generator().manual_seed(3))[None].to(DEVICE)
     table = encode_table(blocks, LAYERS).contiguous()
     prompt, length = ints([width * size - 6]), ints([width * size - 4])
     visual = torch.ones(1, width * size, dtype=torch.bool, device=DEVICE)
-    twin = ReselectionState.allocate(width, size, DEVICE)
     for one in (state, twin):
         core.write_context(one, blocks, torch.zeros_like(prompt), prompt, visual)
-    keep_table = block_keep_table(0.7, width).to(DEVICE)
+    keep_table = block_keep_table(0.5, width).to(DEVICE)
     workspace = ScoreWorkspace.allocate(1, 1, width, size, 1, DEVICE)
     out = SelectionOutput.allocate(1, width, DEVICE)
     generator = torch.Generator().manual_seed(4)
-    scores = torch.randint(0, 3, (1, width * size), generator=generator).to(DEVICE) / 64
-    for _ in range(2):
+    scores = torch.randint(0, 9, (1, width * size), generator=generator).to(DEVICE) / 64
+    for expected in (Decision.RESELECT, Decision.REUSE):
         select(state, table, length, prompt, workspace, keep_table, out, layers=LAYERS,
-               scores=scores)  # fmt: skip
-        theirs = core.reselect(twin, blocks, length, prompt, scores, keep_table=keep_table)
+               scores=scores, **options)  # fmt: skip
+        theirs = core.reselect(
+            twin, blocks, length, prompt, scores, keep_table=keep_table, **options
+        )
         assert torch.equal(out.table, encode_table(theirs.table, LAYERS))
         assert torch.equal(out.lengths, theirs.lengths.int())
-        assert out.decision.tolist() == theirs.decision.tolist()
-    assert out.decision.tolist() == [Decision.REUSE]
+        assert out.decision.tolist() == theirs.decision.tolist() == [expected]
+        for name in ("scores", "average", "keep"):
+            assert torch.equal(getattr(state, name)[:width], getattr(twin, name)[:width])
+        if theirs.order is not None:
+            assert torch.equal(listed_order(workspace, 0), theirs.order[0])
+            scores = scores.gather(1, theirs.order)  # they follow their tokens
+    moves = order == "importance"
+    assert (int(out.counters[-1]) > 2 * 1024) == moves
