@@ -291,7 +291,9 @@ def test_the_launches_equal_core(
             theirs = core.reselect(
                 world.theirs, there, length, prompt, scores, keep_table=keep_table, **options
             )
-            assume(decided(world, there, length, visual, keep_table, memory=memory, order=order))
+            ranked = world.theirs.average if memory else world.theirs.scores
+            ranked = ranked[there.clamp(max=world.num_blocks)].flatten(1)
+            assume(decided(theirs, ranked, visual, length))
             assume(((theirs.similarity - THRESHOLD).abs() > 1e-4).all())
             whole = SelectionOutput(
                 out.table[: len(rows)], out.lengths[: len(rows)], out.decision[: len(rows)],
@@ -303,24 +305,18 @@ def test_the_launches_equal_core(
         world.retire()
 
 
-def decided(
-    world: World, blocks: Tensor, lengths: Tensor, visual: Tensor, keep_table: Tensor,
-    *, memory: float, order: str,
-) -> bool:  # fmt: skip
-    """Whether the last to be selected and the first that is not differ by more than sums in another
-    order may: blocks, or tokens in order of importance. Behind the step, which keeps their set."""
-    ranked = world.theirs.average if memory else world.theirs.scores
-    ranked = ranked[blocks.clamp(max=world.num_blocks)].flatten(1)
-    candidate = prunable_blocks(visual, lengths, world.size)
-    wanted = keep_table[candidate.sum(1)]
-    if order == "importance":
-        kept = ~candidate | (candidate.cumsum(1) <= wanted[:, None])
-        candidate, wanted = visual, (visual & kept.repeat_interleave(world.size, dim=1)).sum(1)
+def decided(theirs: core.Reselection, ranked: Tensor, visual: Tensor, lengths: Tensor) -> bool:
+    """Whether what new selections took ranks higher than the rest by more than sums in another
+    order may: blocks, or tokens in order of importance. ranked: fp32 [S, M*B], behind the step."""
+    size = ranked.shape[1] // theirs.keep.shape[1]
+    if theirs.order is None:
+        candidate, kept = prunable_blocks(visual, lengths, size), theirs.keep
+        ranked = ranked.unflatten(1, (-1, size)).sum(-1)
     else:
-        ranked = ranked.unflatten(1, (-1, world.size)).sum(-1)
-    for scores, of, count in zip(ranked, candidate, wanted.tolist(), strict=True):
-        best = scores[of].sort(descending=True).values
-        if 0 < count < len(best) and best[count - 1] - best[count] <= 1e-6:
+        candidate, kept = visual, theirs.keep.repeat_interleave(size, dim=1)
+    for row in (theirs.decision == Decision.RESELECT).nonzero()[:, 0]:
+        best, rest = (ranked[row][candidate[row] & side[row]] for side in (kept, ~kept))
+        if len(best) and len(rest) and best.min() - rest.max() <= 1e-6:
             return False
     return True
 

@@ -22,7 +22,6 @@ import torch
 from dycoke_trt.core import pool as kv_pool
 from dycoke_trt.core import state as core
 from dycoke_trt.core.config import DyCokeConfig
-from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.dtype import Dtype
 from dycoke_trt.core.importance import reorder_pool
 from dycoke_trt.core.pool import encode_table
@@ -168,13 +167,6 @@ def counted() -> list[int]:
     return [*rows, counts["reorders"], counts["moved"]]
 
 
-def places_decided(ranked: Tensor, seen: Tensor, kept: Tensor) -> bool:
-    """Whether the tokens that were selected score higher than the others by more than sums in
-    another order may. ranked: fp32 [T] as they lie behind the step; seen, kept: bool [T]."""
-    best, rest = ranked[seen & kept], ranked[seen & ~kept]
-    return not (len(best) and len(rest)) or bool(best.min() - rest.max() > 1e-6)
-
-
 FOLDERS = {"one": 1, "two": 2, "half_one": 1, "half_two": 2}  # and how many ranks share the heads
 CASES = [
     *((folder, *case) for folder in FOLDERS for case in (
@@ -301,12 +293,7 @@ def test_steps_equal_core(
             moved = (theirs.order != torch.arange(WIDTH * BLOCK)).sum(1)
             counts[4:] += torch.stack([(moved > 0).sum(), moved.sum()])
         ranked = torch.where(seen, by_token(config, requests.theirs, there), 0)
-        if orders:
-            kept = theirs.keep.repeat_interleave(BLOCK, dim=1)
-            for row in (theirs.decision == Decision.RESELECT).nonzero()[:, 0]:
-                assert places_decided(ranked[row], seen[row], kept[row])
-        else:
-            assert decided(ranked, seen, length, BLOCK)
+        assert decided(theirs, ranked, seen, length)
         assert ((theirs.similarity - THRESHOLD).abs() > 1e-4).all()
         for new_table, new_lengths in selected:
             np.testing.assert_array_equal(new_table[0, first:], encode_table(theirs.table, LAYERS))
