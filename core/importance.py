@@ -44,12 +44,17 @@ def swaps(selected: Tensor, attended: Tensor) -> Tensor:
     return torch.where(leaving, partners(leaving, entering), order)
 
 
+def token_slots(blocks: Tensor, size: int) -> Tensor:
+    """The physical slot of each logical position, int64 [S, M * size]; blocks: int [S, M]."""
+    return (blocks.long()[:, :, None] * size + torch.arange(size, device=blocks.device)).flatten(1)
+
+
 def reorder(per_token: Tensor, order: Tensor, slots: Tensor) -> None:
     """Moves what belongs to tokens, in place: scores, averages or marks.
 
     per_token: [num_slots, ...], one entry per physical token slot. order: int64 [S, T] from
-    `swaps`. slots: int64 [S, T], the physical slot of each logical position; those that
-    stay are neither read nor written, so padding may name any slot.
+    `swaps`. slots: int64 [S, T], of `token_slots`; those that stay are neither read nor written, so
+    padding may name any slot.
     """
     target, source = _moves(order, slots)
     per_token[target] = per_token[source]
@@ -62,8 +67,7 @@ def reorder_pool(pool: Tensor, order: Tensor, blocks: Tensor, layers: slice) -> 
     [S, M], physical blocks; padding may name any block.
     """
     size = pool.shape[4]
-    slots = (blocks.long()[:, :, None] * size + torch.arange(size, device=blocks.device)).flatten(1)
-    target, source = _moves(order, slots)
+    target, source = _moves(order, token_slots(blocks, size))
     by_slot = pool[:, layers].movedim(4, 1)  # a view [num_blocks, B, layers, 2, Hkv, D]
     by_slot[target // size, target % size] = by_slot[source // size, source % size]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .config import BlockReduce, Granularity, Order
 from .decisions import Decision, GateMode
-from .importance import averaged_scores, reorder, swaps
+from .importance import averaged_scores, reorder, swaps, token_slots
 from .reselection import (
     attended,
     best_tokens,
@@ -229,8 +229,6 @@ class _GateStep(NamedTuple):
     similarity: Tensor
     average: Tensor  # fp32 [S, M*B], what selection ranks; 0 outside `visual`
     visual: Tensor  # bool [S, M*B]
-    known: Tensor  # bool [S]
-    steps: Tensor  # int32 [S], decode steps before this one
     rows: Tensor  # int64 [S, M], state rows of the logical blocks
 
 
@@ -262,13 +260,12 @@ def _gate_step(
         state.average[written] = average
     state.scores[written] = scores
     state.record[record.masked_fill(~known, state.num_blocks), STEPS] = steps + 1
-    return _GateStep(decision, similarity, average, visual, known, steps, rows)
+    return _GateStep(decision, similarity, average, visual, rows)
 
 
 def _reorder_state(state: ReselectionState, rows: Tensor, order: Tensor) -> None:
     """Scores and averages follow their tokens; marks need not, visual tokens change places."""
-    size = state.tokens_per_block
-    slots = (rows[:, :, None] * size + torch.arange(size, device=rows.device)).flatten(1)
+    slots = token_slots(rows, state.tokens_per_block)
     for per_token in (state.scores, state.average):
         reorder(per_token.view(-1), order, slots)
 
