@@ -5,7 +5,9 @@ Requests come and go on recycled blocks; a step mixes prompt chunks, decode rows
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +51,7 @@ class World:
     width: int
     seed: int
     gaps: bool = False  # text between visual tokens, so prunable blocks are not all neighbours
+    whole: bool = False  # prompts come in one chunk and are nearly all visual
     rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -69,16 +72,17 @@ class World:
     def admit(self) -> None:
         steps = self.draw(1, 4)
         most = self.width * self.size - steps
-        prompt = self.draw(min(2, most), most)
+        prompt = self.draw(most // 2 if self.whole else min(2, most), most)
         begin = self.draw(0, prompt - 1)
         end = self.draw(begin, prompt) if self.draw(0, 3) else begin  # now and then: no video
-        if self.draw(0, 1):
+        if self.whole or self.draw(0, 1):
             begin, end = min(begin, 2), max(end, prompt - 2)  # nearly all of it
         ids = [VISUAL if begin <= t < end else 1 for t in range(prompt)]
         if self.gaps and self.draw(0, 1):
             ids[self.draw(begin, max(begin, end - 1))] = 1
         blocks = [self.free.pop(self.draw(0, len(self.free) - 1)) for _ in range(self.width)]
-        self.rows.append(Row(ids, blocks, self.draw(1, prompt), steps))
+        chunk = prompt if self.whole else self.draw(1, prompt)
+        self.rows.append(Row(ids, blocks, chunk, steps))
 
     def advance(self) -> tuple[list[Row], list[Row], list[list[int]]]:
         """Context rows, decode rows, and the ids that the context rows feed."""
@@ -156,31 +160,22 @@ def compare(world: World, outcome: Outcome, decodes: list[Row], full: Tensor) ->
         assert not world.mine.visual[row.blocks[fed // world.size], fed % world.size]
 
 
-@few_examples
-@given(
-    size=st.sampled_from([8, 16, 32]),
-    width=st.integers(2, 9),
-    levels=st.integers(1, 4),
-    mode=st.sampled_from(GateMode),
-    reduce=st.sampled_from(["sum", "max"]),
-    p=st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.95]),
-    memory=st.sampled_from([0.0, 0.5, 0.75]),  # with these, averages and their sums are exact
-    order=st.sampled_from(["raster", "importance"]),
-    seed=st.integers(0, 2**31),
-)
-def test_selection_equals_core_step_by_step(
-    size: int, width: int, levels: int, mode: GateMode, reduce: str, p: float, memory: float,
-    order: str, seed: int,
-) -> None:  # fmt: skip
-    options = {"memory": memory, "order": order}
-    world = World(size, width, seed, gaps=True)
+def follow(
+    world: World, levels: int, p: float, steps: int, suppose: Callable[[bool], object],
+    **options: Any,
+) -> Tensor:  # fmt: skip
+    """Both side by side for so many steps; returns what the counters say, which is compared too.
+
+    suppose: is told whether every decision is clear, not within rounding of the threshold.
+    """
+    width, size = world.width, world.size
     keep_table = block_keep_table(p, width).to(DEVICE)
     lanes = 4  # one more than requests: unused
     workspace = ScoreWorkspace.allocate(lanes, 1, width, size, 1, DEVICE)
     out = SelectionOutput.allocate(lanes, width, DEVICE)
     counts = torch.zeros(COUNTERS, dtype=torch.int64, device=DEVICE)
     scores = torch.zeros(lanes, width * size, device=DEVICE)
-    for _ in range(6):
+    for _ in range(steps):
         contexts, decodes, fed = world.advance()
         rows = contexts + decodes
         empty = lanes - len(rows)
@@ -208,16 +203,15 @@ def test_selection_equals_core_step_by_step(
         scores = torch.where(change.to(DEVICE), fresh.to(DEVICE), scores)
         select(
             world.mine, table, lengths, chunks, workspace, keep_table, out, layers=LAYERS,
-            mode=mode, threshold=THRESHOLD, reduce=reduce, scores=scores, context_rows=first,
-            **options,
+            threshold=THRESHOLD, scores=scores, context_rows=first, **options,
         )  # fmt: skip
         if decodes:
             part = slice(first, first + len(decodes))
             theirs = core.reselect(
                 world.theirs, blocks[part], lengths[part], chunks[part], scores[part],
-                keep_table=keep_table, mode=mode, threshold=THRESHOLD, reduce=reduce, **options,
+                keep_table=keep_table, threshold=THRESHOLD, **options,
             )  # fmt: skip
-            assume(((theirs.similarity - THRESHOLD).abs() > 1e-5).all())
+            suppose(bool(((theirs.similarity - THRESHOLD).abs() > 1e-5).all()))
             compare(world, Outcome(out, workspace, theirs, first), decodes, table)
             counts[:-2] += torch.bincount(theirs.decision, minlength=len(Decision))
             if theirs.order is not None:
@@ -226,6 +220,43 @@ def test_selection_equals_core_step_by_step(
                 counts[-1] += moved.sum()
         world.retire()
     assert torch.equal(out.counters, counts)
+    return counts
+
+
+@few_examples
+@given(
+    size=st.sampled_from([8, 16, 32]),
+    width=st.integers(2, 9),
+    levels=st.integers(1, 4),
+    mode=st.sampled_from(GateMode),
+    reduce=st.sampled_from(["sum", "max"]),
+    p=st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.95]),
+    memory=st.sampled_from([0.0, 0.5, 0.75]),  # with these, averages and their sums are exact
+    order=st.sampled_from(["raster", "importance"]),
+    seed=st.integers(0, 2**31),
+)
+def test_selection_equals_core_step_by_step(
+    size: int, width: int, levels: int, mode: GateMode, reduce: str, p: float, memory: float,
+    order: str, seed: int,
+) -> None:  # fmt: skip
+    options = {"mode": mode, "reduce": reduce, "memory": memory, "order": order}
+    follow(World(size, width, seed, gaps=True), levels, p, 6, assume, **options)
+
+
+@pytest.mark.parametrize(
+    ("mode", "memory", "seed"),
+    [(GateMode.REUSE, 0.0, 1), (GateMode.ALWAYS, 0.75, 2), (GateMode.FULL, 0.5, 3)],
+)
+def test_selected_tokens_change_places(mode: GateMode, memory: float, seed: int) -> None:
+    """Longer, with whole prompts of many visual tokens, so that every step has swaps to make."""
+
+    def certain(clear: bool) -> None:
+        assert clear
+
+    world = World(8, 9, seed, gaps=True, whole=True)
+    counts = follow(world, 4, 0.6, 9, certain, mode=mode, memory=memory, order="importance")
+    assert counts[Decision.RESELECT] >= counts[-2] > 5
+    assert counts[-1] > 60
 
 
 @few_examples
