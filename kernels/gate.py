@@ -44,6 +44,47 @@ def find_record(state_record, keys, prompt, length, decode, layers, capacity, BL
 
 
 @triton.jit
+def score_tile(
+    scores, top, inverse, state_scores, state_average, state_visual,
+    row, first, column, block, owned, length, first_step, span_begin, span_end, max_blocks, memory,
+    HEADS: tl.constexpr, HEADS_PAD: tl.constexpr, BLOCK: tl.constexpr, TILE_BLOCKS: tl.constexpr,
+    FUSED: tl.constexpr,
+):  # fmt: skip
+    """New scores and averages of a tile of blocks, to the state.
+
+    column, block, owned: [TILE_BLOCKS], logical and physical blocks from column `first` on, and
+    which of them have a state. Returns [TILE_BLOCKS, BLOCK] each: positions, which tokens are
+    visual, and these tokens' scores, scores of the step before, and averages.
+    """
+    slot = tl.arange(0, BLOCK)
+    position = column[:, None] * BLOCK + slot[None, :]
+    spanned = owned[:, None] & (position >= span_begin) & (position < span_end)
+    place = block.to(tl.int64)[:, None] * BLOCK + slot[None, :]
+    visual = tl.load(state_visual + place, mask=spanned, other=0) != 0
+    later = spanned & ~first_step
+    before = tl.load(state_scores + place, mask=later, other=0.0)
+    past = tl.load(state_average + place, mask=later & (memory > 0), other=0.0)
+    cached = visual & (position < length - 1)
+    if FUSED:
+        t = first * BLOCK + tl.arange(0, TILE_BLOCKS * BLOCK)
+        flat = head_sum(
+            scores, top, inverse, row, t, t < tl.minimum(span_end, length - 1),
+            max_blocks * BLOCK, HEADS, HEADS_PAD,
+        )  # fmt: skip
+        now = tl.where(cached, tl.reshape(flat, [TILE_BLOCKS, BLOCK]) / HEADS, 0.0)
+    else:
+        line = scores + row.to(tl.int64) * (max_blocks * BLOCK)
+        now = tl.load(line + position, mask=cached, other=0.0)
+    before = tl.where(visual, before, 0.0)
+    average = tl.where(visual & (memory > 0) & ~first_step, now + memory * (past - now), now)
+    # Threads may hold copies of an element: all have read the old score before one writes.
+    tl.debug_barrier()
+    tl.store(state_scores + place, now, mask=visual)
+    tl.store(state_average + place, average, mask=visual & (memory > 0))
+    return position, visual, now, before, average
+
+
+@triton.jit
 def score_blocks(
     scores, maxima, sums, keys, state_scores, state_average, state_visual, state_keep,
     block_scores, row, length, decode, first_step, span_begin, span_end, span_first, span_last,
@@ -58,6 +99,7 @@ def score_blocks(
     this step's squares and those before; and by tile, [TILE_BLOCKS], how many blocks are prunable
     and how many of these the last selection left out.
     """
+    top, inverse = 0.0, 0.0
     if FUSED:
         top, inverse = head_statistics(
             maxima, sums, row, splits, decode, HEADS, HEADS_PAD, SPLITS_PAD
@@ -69,35 +111,15 @@ def score_blocks(
     dropped_before = tl.zeros([TILE_BLOCKS], tl.int32)
     for first in range(span_first, span_last, TILE_BLOCKS):
         column = first + tl.arange(0, TILE_BLOCKS)
-        slot = tl.arange(0, BLOCK)
         here = column < span_last
         block = physical_block(tl.load(keys + column, mask=here, other=0), layers)
         owned = here & (block < capacity)
-        position = column[:, None] * BLOCK + slot[None, :]
-        spanned = owned[:, None] & (position >= span_begin) & (position < span_end)
-        place = block.to(tl.int64)[:, None] * BLOCK + slot[None, :]
-        visual = tl.load(state_visual + place, mask=spanned, other=0) != 0
-        later = spanned & ~first_step
-        before = tl.load(state_scores + place, mask=later, other=0.0)
-        past = tl.load(state_average + place, mask=later & (memory > 0), other=0.0)
         kept = tl.load(state_keep + block, mask=owned, other=1) != 0
-        cached = visual & (position < length - 1)
-        if FUSED:
-            t = first * BLOCK + tl.arange(0, TILE_BLOCKS * BLOCK)
-            flat = head_sum(
-                scores, top, inverse, row, t, t < tl.minimum(span_end, length - 1),
-                max_blocks * BLOCK, HEADS, HEADS_PAD,
-            )  # fmt: skip
-            now = tl.where(cached, tl.reshape(flat, [TILE_BLOCKS, BLOCK]) / HEADS, 0.0)
-        else:
-            line = scores + row.to(tl.int64) * (max_blocks * BLOCK)
-            now = tl.load(line + position, mask=cached, other=0.0)
-        before = tl.where(visual, before, 0.0)
-        average = tl.where(visual & (memory > 0) & ~first_step, now + memory * (past - now), now)
-        # Threads may hold copies of an element: all have read the old score before one writes.
-        tl.debug_barrier()
-        tl.store(state_scores + place, now, mask=visual)
-        tl.store(state_average + place, average, mask=visual & (memory > 0))
+        _, visual, now, before, average = score_tile(
+            scores, top, inverse, state_scores, state_average, state_visual, row, first,
+            column, block, owned, length, first_step, span_begin, span_end, max_blocks, memory,
+            HEADS, HEADS_PAD, BLOCK, TILE_BLOCKS, FUSED,
+        )  # fmt: skip
         dot += now * before
         norm_now += now * now
         norm_before += before * before

@@ -52,8 +52,8 @@ def compact(
 ):  # fmt: skip
     """Writes a row's table to `out`: kept blocks in logical order, then the dropped ones, then the
     padding where it was. A new selection (the `wanted` best blocks) goes to the state if the state
-    `remembers` which blocks were kept."""
-    rank_end = tl.where(decision == RESELECT, span_last, span_first)
+    `remembers` which blocks were kept; if not, it is that of `keep_first`."""
+    rank_end = tl.where((decision == RESELECT) & remembers, span_last, span_first)
     kept_so_far = 0
     dropped_so_far = 0
     for first in range(0, tl.where(padding != 0, max_blocks, used), COLUMNS):
@@ -65,7 +65,7 @@ def compact(
         key_entry = tl.load(keys + column, mask=column < max_blocks, other=0)
         value_entry = tl.load(keys + max_blocks + column, mask=column < max_blocks, other=0)
         block = physical_block(key_entry, layers)
-        chosen = rank < wanted
+        chosen = tl.where(remembers, rank < wanted, mine > 0)
         owned = (column < used) & (block < capacity)
         kept = tl.load(state_keep + block, mask=owned, other=1) != 0
         kept = tl.where(decision == RESELECT, chosen, kept | (decision != REUSE))

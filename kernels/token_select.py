@@ -18,53 +18,13 @@ from torch import Tensor
 from ..core.decisions import Decision, GateMode
 from ..core.state import ReselectionState
 from .common import check_int32, padded, physical_block
-from .gate import RESELECT, REUSE, decide, find_record
-from .score import MOST_SPLITS, ScoreWorkspace, head_statistics, head_sum
+from .gate import RESELECT, REUSE, decide, find_record, score_tile
+from .score import MOST_SPLITS, ScoreWorkspace, head_statistics
 from .select import unmark_fed_token
 from .top import NO_KEY, last_wanted, score_key, take
 
 WARPS = 16
 TILE = 1024  # tokens counted and listed at a time
-
-
-@triton.jit
-def score_tile(
-    scores, top, inverse, keys, state_scores, state_average, state_visual,
-    row, first, length, first_step, span_begin, span_end, span_last,
-    layers, capacity, max_blocks, memory,
-    HEADS: tl.constexpr, HEADS_PAD: tl.constexpr, BLOCK: tl.constexpr, TILE_BLOCKS: tl.constexpr,
-    FUSED: tl.constexpr,
-):  # fmt: skip
-    column = first + tl.arange(0, TILE_BLOCKS)
-    slot = tl.arange(0, BLOCK)
-    here = column < span_last
-    block = physical_block(tl.load(keys + column, mask=here, other=0), layers)
-    owned = here & (block < capacity)
-    position = column[:, None] * BLOCK + slot[None, :]
-    spanned = owned[:, None] & (position >= span_begin) & (position < span_end)
-    place = block.to(tl.int64)[:, None] * BLOCK + slot[None, :]
-    visual = tl.load(state_visual + place, mask=spanned, other=0) != 0
-    later = spanned & ~first_step
-    before = tl.load(state_scores + place, mask=later, other=0.0)
-    past = tl.load(state_average + place, mask=later & (memory > 0), other=0.0)
-    cached = visual & (position < length - 1)
-    if FUSED:
-        t = first * BLOCK + tl.arange(0, TILE_BLOCKS * BLOCK)
-        flat = head_sum(
-            scores, top, inverse, row, t, t < tl.minimum(span_end, length - 1),
-            max_blocks * BLOCK, HEADS, HEADS_PAD,
-        )  # fmt: skip
-        now = tl.where(cached, tl.reshape(flat, [TILE_BLOCKS, BLOCK]) / HEADS, 0.0)
-    else:
-        line = scores + row.to(tl.int64) * (max_blocks * BLOCK)
-        now = tl.load(line + position, mask=cached, other=0.0)
-    before = tl.where(visual, before, 0.0)
-    average = tl.where(visual & (memory > 0) & ~first_step, now + memory * (past - now), now)
-    # Threads may hold copies of an element: all have read the old score before one writes.
-    tl.debug_barrier()
-    tl.store(state_scores + place, now, mask=visual)
-    tl.store(state_average + place, average, mask=visual & (memory > 0))
-    return position, visual, now, before, average
 
 
 @triton.jit
@@ -89,10 +49,14 @@ def score_tokens(
     norm_before = tl.zeros([TILE_BLOCKS, BLOCK], tl.float32)
     visual_count = tl.zeros([TILE_BLOCKS], tl.int32)
     for first in range(span_first, span_last, TILE_BLOCKS):
+        column = first + tl.arange(0, TILE_BLOCKS)
+        here = column < span_last
+        block = physical_block(tl.load(keys + column, mask=here, other=0), layers)
+        owned = here & (block < capacity)
         position, visual, now, before, average = score_tile(
-            scores, top, inverse, keys, state_scores, state_average, state_visual,
-            row, first, length, first_step, span_begin, span_end, span_last,
-            layers, capacity, max_blocks, memory, HEADS, HEADS_PAD, BLOCK, TILE_BLOCKS, FUSED,
+            scores, top, inverse, state_scores, state_average, state_visual, row, first,
+            column, block, owned, length, first_step, span_begin, span_end, max_blocks, memory,
+            HEADS, HEADS_PAD, BLOCK, TILE_BLOCKS, FUSED,
         )  # fmt: skip
         dot += now * before
         norm_now += now * now
