@@ -229,13 +229,14 @@ def _cells(figures: dict[str, Any]) -> dict[str, str]:
         for base, change in figures["difference"].items()
         for task, label in (("short", SHORT), ("describe", "describe"))
     }
-    attended = figures["attended_per_pruned_step"]
+    attended, entered = figures["attended_per_pruned_step"], figures["entered_of_attended"]
     return {
         **{f"{task} (95 %)": _interval(got) for task, got in figures["tasks"].items()},
         "short (95 %)": _interval(figures[SHORT]),
         **differences,
         "visual tokens": str(figures["visual_tokens"]),
         "tokens attended": "" if attended is None else f"{attended:.0f}",
+        "entered": "" if entered is None else f"{100 * entered:.0f}%",
         "steps pruned": share(figures["steps_pruned"]),
         "gate hits": share(figures["gate_hits"]),
         "mass kept": "" if mass is None else f"{100 * mass:.0f}%",

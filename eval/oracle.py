@@ -8,6 +8,7 @@ The prefill runs through transformers' sdpa attention, full and causal.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -237,3 +238,12 @@ def gate_hits(steps: list[Step], threshold: float) -> int:
 
 def steps_attending_everything(steps: list[Step]) -> int:
     return sum(step.decision == Decision.FULL for step in steps)
+
+
+def tokens_that_entered(steps: list[Step]) -> int:
+    """Visual tokens that a pruned step attended to and the pruned step before it did not."""
+    return sum(
+        int((~torch.isin(now.kept, before.kept)).sum())
+        for before, now in pairwise(steps)
+        if before.pruned and now.pruned
+    )

@@ -27,6 +27,7 @@ def summarise(setting: Setting, outcomes: list[Outcome]) -> dict[str, Any]:
             f"p={config.p} pruned none of {steps} decode steps, so this is no result for dynamic "
             "pruning; use a larger p, or more samples"
         )
+    attended = sum(o.attended for o in outcomes)
     tasks = {}
     for task in TASKS:
         scores = [o.score for o in outcomes if o.task == task]
@@ -42,7 +43,8 @@ def summarise(setting: Setting, outcomes: list[Outcome]) -> dict[str, Any]:
         "visual_tokens": outcomes[0].visual_tokens,
         "steps": steps,
         "steps_pruned": pruned,
-        "attended_per_pruned_step": sum(o.attended for o in outcomes) / pruned if pruned else None,
+        "attended_per_pruned_step": attended / pruned if pruned else None,
+        "entered_of_attended": sum(o.entered for o in outcomes) / attended if attended else None,
         "gate_hits": sum(o.gate_hits for o in outcomes),
         "steps_attending_everything": sum(o.full_steps for o in outcomes),
         "attention_mass_kept": sum(o.mass_kept for o in outcomes) / pruned if pruned else None,

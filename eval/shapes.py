@@ -22,7 +22,13 @@ from ..demo.network import frame_features, load_model
 from ..demo.normalise import to_pixels
 from ..demo.shapes import HELD_OUT_SEEDS, Sample, make_sample, score
 from ..demo.tokenizer import load_tokenizer, prompt_prefix, prompt_suffix
-from .oracle import Generation, gate_hits, generate, steps_attending_everything
+from .oracle import (
+    Generation,
+    gate_hits,
+    generate,
+    steps_attending_everything,
+    tokens_that_entered,
+)
 from .study import Setting, Span
 
 MAX_NEW_TOKENS = 96
@@ -34,8 +40,9 @@ class Outcome:
 
     score: 0..1; steps: decode steps after the first token; pruned: steps whose layers >= l did
     not attend to every visual token; attended: visual tokens that these attended to, in sum;
-    gate_hits: steps that resembled their predecessor; mass_kept: sum over pruned steps of the share
-    of visual attention on the kept tokens.
+    entered: those of them that the step before, pruned too, did not attend to; gate_hits: steps
+    that resembled their predecessor; mass_kept: sum over pruned steps of the share of visual
+    attention on the kept tokens.
     """
 
     task: str
@@ -45,6 +52,7 @@ class Outcome:
     steps: int
     pruned: int
     attended: int
+    entered: int
     gate_hits: int
     full_steps: int
     mass_kept: float
@@ -126,6 +134,7 @@ def answer(answerer: Answerer, seed: int, settings: list[Setting]) -> list[Outco
                 steps=len(generation.tokens) - 1,
                 pruned=len(pruned),
                 attended=sum(len(step.kept) for step in pruned),
+                entered=tokens_that_entered(steps),
                 gate_hits=gate_hits(steps, setting.config.gate_threshold),
                 full_steps=steps_attending_everything(steps),
                 mass_kept=sum(step.mass_kept for step in pruned),

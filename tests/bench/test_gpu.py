@@ -41,6 +41,8 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
         "attention (K and V)", "score: logits and statistics", "score, gate, select, compact",
         "select path (both launches)", "attention over a list of all",
         "score, gate, select and list tokens", "score alone", "gate, select, compact",
+        "score, gate, select, compact, in order of importance",
+        "move K and V of a tenth of the tokens", "move nothing",
         "rotary and KV write", "residual and RMSNorm", "SwiGLU",
     }  # fmt: skip
     assert model["vision"][0]["survivors"] == 7  # of 4 frames of 4 tokens at K = 0.7

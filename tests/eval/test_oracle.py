@@ -1,6 +1,7 @@
 """The oracle against the recorded runs of the authors' code and of the paper, token for token."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from dycoke_trt.core.config import DyCokeConfig
 from dycoke_trt.core.decisions import Decision
 from dycoke_trt.core.errors import DyCokeError
-from dycoke_trt.eval.oracle import Pruner, generate
+from dycoke_trt.eval.oracle import Pruner, generate, tokens_that_entered
 from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -123,8 +124,16 @@ def test_in_order_of_importance_blocks_keep_the_best_tokens() -> None:
 
 def test_without_a_new_selection_nothing_moves() -> None:
     config = DyCokeConfig(p=0.5, order="importance", gate="once")
-    first, *rest = prune(config, 5, BLOCK).steps
+    first, *rest = steps = prune(config, 5, BLOCK).steps
     assert all(step.kept.tolist() == first.kept.tolist() for step in rest)
+    assert tokens_that_entered(steps) == 0
+
+
+def test_how_many_tokens_enter() -> None:
+    steps = prune(DyCokeConfig(p=0.5, order="importance", gate="always"), 5, BLOCK).steps
+    kept = [set(step.kept.tolist()) for step in steps]
+    expected = sum(len(now - before) for before, now in pairwise(kept))
+    assert tokens_that_entered(steps) == expected > 0
 
 
 def test_an_order_of_tokens_is_refused() -> None:

@@ -35,7 +35,7 @@ def answerer() -> Answerer:
 def outcome(task: str = "colour", score: float = 1.0, **changes: Any) -> Outcome:
     fields = {
         "task": task, "score": score, "answer": "", "visual_tokens": 9, "steps": 4, "pruned": 2,
-        "attended": 6, "gate_hits": 1, "full_steps": 0, "mass_kept": 1.5,
+        "attended": 6, "entered": 3, "gate_hits": 1, "full_steps": 0, "mass_kept": 1.5,
     }  # fmt: skip
     return Outcome(**{**fields, **changes})
 
@@ -97,6 +97,7 @@ def test_summaries() -> None:
     assert got["tasks"]["describe"]["accuracy"] == 0.625
     assert got["steps_pruned"] == 8
     assert got["attended_per_pruned_step"] == 3
+    assert got["entered_of_attended"] == 0.5
     assert got["attention_mass_kept"] == pytest.approx(6 / 8)
     better = [outcome(), outcome(), outcome("describe", 0.5), outcome("describe", 1.0)]
     change = difference(better, outcomes)

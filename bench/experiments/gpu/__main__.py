@@ -43,6 +43,7 @@ SETTINGS = {  # name -> (configuration, tokens per block)
     "TTM + DP, B=16": (PAPER, 16),
     "TTM + DP, B=32": (PAPER, 32),
     "TTM + DP, B=64": (PAPER, 64),
+    "tuned, B=64": (DyCokeConfig.tuned(), 64),
 }
 # Cells by their worth: what a target needs, then the rest of ours, then the rest of transformers'.
 NEEDED, OURS, THEIRS = range(3)

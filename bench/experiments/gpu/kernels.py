@@ -15,6 +15,7 @@ from ....core.state import ReselectionState, write_context
 from ....cost.dims import LlmDims
 from ....kernels.attention import AttentionWorkspace, paged_attention, splits_for
 from ....kernels.fused import add_norm, swiglu
+from ....kernels.reorder import reorder_pool
 from ....kernels.rotary import rotary, rotary_table
 from ....kernels.score import MOST_SPLITS, ScoreWorkspace, reduce_scores, score_logits
 from ....kernels.select import SelectionOutput, select
@@ -29,9 +30,10 @@ def time_kernels(
 ) -> Iterator[dict[str, Any]]:
     """One row per kernel: microseconds, floor, ratio.
 
-    Caches are cold: a series of launches walks through the KV of all layers. "score alone" and the
-    row after it are the two halves of the second launch, as tensor parallelism needs them: they
-    show what fusing saves, or costs.
+    Caches are cold: a series of launches walks through the KV of all layers. In order of importance
+    the scores are the same in each launch, so that nothing moves after the first one. "score alone"
+    and the row after it are the two halves of the second launch, as tensor parallelism needs them:
+    they show what fusing saves, or costs.
     """
     layers = dims.layers
     width = -(-context // block)
@@ -62,6 +64,17 @@ def time_kernels(
     tokens = TokenSelectionOutput.allocate(batch, width, block, DEVICE)
     slots = blocks.repeat_interleave(block, 1) * block
     slots = (slots + torch.arange(width * block, device=DEVICE) % block).int()  # of every token
+    by_importance = ReselectionState.allocate(layout.num_blocks, block, DEVICE)
+    write_context(by_importance, blocks, torch.zeros_like(prompts), prompts, visual)
+    resting, swapping = (
+        ScoreWorkspace.allocate(batch, dims.heads, width, block, splits, DEVICE) for _ in range(2)
+    )
+    pairs = context // 20  # a tenth of the tokens changes places
+    swapping.moved.fill_(pairs)
+    places = torch.arange(pairs, dtype=torch.int32, device=DEVICE)
+    swapping.swaps[:, 1, :pairs] = places
+    swapping.swaps[:, 1, width * block // 2 :][:, :pairs] = places + context // 2
+    scoring_layer = min(2, layers - 1)
     hidden = torch.randn(batch, dims.hidden, device=DEVICE, dtype=dtype)
     norm, normed, summed = hidden[0].clone(), torch.empty_like(hidden), torch.empty_like(hidden)
     gate_up = torch.randn(batch, 2 * dims.intermediate, device=DEVICE, dtype=dtype)
@@ -84,6 +97,12 @@ def time_kernels(
     def select_path(layer: int) -> None:
         first(layer)
         second()
+
+    def in_order(_: int) -> None:
+        select(
+            by_importance, table, lengths, prompts, scores, keep, selection, layers=layers,
+            mode=GateMode.ALWAYS, padding=False, memory=0.5, order="importance",
+        )  # fmt: skip
 
     launches: dict[str, tuple[Callable[[int], None], float]] = {
         ATTENTION: (
@@ -110,6 +129,18 @@ def time_kernels(
                 mode=GateMode.ALWAYS,
             ),
             logits + 14 * batch * context,
+        ),
+        "score, gate, select, compact, in order of importance": (
+            in_order,
+            logits + 25 * batch * context + 16 * batch * width,
+        ),
+        "move K and V of a tenth of the tokens": (
+            lambda _: reorder_pool(pool, table, swapping, first_layer=scoring_layer),
+            4 * kv * (layers - scoring_layer) * (2 * pairs / context),
+        ),
+        "move nothing": (
+            lambda _: reorder_pool(pool, table, resting, first_layer=scoring_layer),
+            4 * batch,
         ),
         "score alone": (
             lambda _: reduce_scores(scores, lengths, shares),
