@@ -69,6 +69,7 @@ def time_kernels(
     resting, swapping = (
         ScoreWorkspace.allocate(batch, dims.heads, width, block, splits, DEVICE) for _ in range(2)
     )
+    resting.moved.zero_()
     pairs = context // 20  # a tenth of the tokens changes places
     swapping.moved.fill_(pairs)
     places = torch.arange(pairs, dtype=torch.int32, device=DEVICE)
