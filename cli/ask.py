@@ -102,14 +102,18 @@ def ask(
 
 def _report(answer: Answer) -> dict[str, Any]:
     """finish, config and selection: of an answer in this process; request_id: of a server's."""
+    from ..core.decisions import Decision
+
     own: dict[str, Any] = {
-        name: getattr(answer, name)
-        for name in ("finish", "request_id", "config", "selection")
-        if hasattr(answer, name)
+        name: getattr(answer, name) for name in ("finish", "request_id") if hasattr(answer, name)
     }
     ran: dict[str, Any] = {
-        name: asdict(own.pop(name)) for name in ("config", "selection") if name in own
+        name: asdict(getattr(answer, name))
+        for name in ("config", "selection")
+        if hasattr(answer, name)
     }
+    if counts := ran.get("selection"):
+        counts["decisions"] = {d.label: counts["decisions"][d] for d in Decision}
     return {
         "text": answer.text,
         **own,

@@ -62,7 +62,7 @@ def test_from_checkpoint_to_answer(tmp_path: Path) -> None:
         assert report["visual_tokens"] == 265
         assert report["finish"] == "end"
         assert report["config"]["order"] == "importance"
-        assert sum(report["selection"]["decisions"]) == report["output_tokens"]
+        assert report["selection"]["decisions"]["reselect"] == report["output_tokens"]
         right += report["text"] == clip["answer"]
     assert right >= len(CLIPS) - 2  # at K = P = 0.7, on held-out clips
 

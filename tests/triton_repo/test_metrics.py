@@ -58,6 +58,11 @@ def test_metrics_say_what_a_request_did(server: Server) -> None:
     share = grown["dycoke_context_tokens_total/attended"] / grown["dycoke_context_tokens_total/all"]
     assert 1 - CONFIG.p < share < 1  # text is always attended to
     assert grown["dycoke_selection_seconds_total"] > 0
+    ((name, value),) = ((n, v) for n, v in after.items() if n.startswith("dycoke_selection_info/"))
+    config = manifest.config
+    says = (config.p, config.l, config.gate, config.memory, config.order, "block", "sum")
+    assert sorted(name.split("/")[1:]) == sorted(map(str, says))
+    assert value == 1
     assert grown["dycoke_time_to_first_token_seconds_count"] == 1
     assert after["dycoke_requests_running"] == after["dycoke_requests_waiting"] == 0
 
